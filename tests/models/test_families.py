@@ -1,0 +1,306 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold for every family, against `transformers`: a new file in `tl_jax/models` needs one entry in TINY.
+
+Every tensor of the reference is drawn anew, biases, norms and running statistics too, so that none hides behind a
+zero or a one.
+"""
+
+import copy
+import dataclasses
+import importlib
+import itertools
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tl_jax
+from tl_jax import pretrained
+from tl_jax.core import chain, plugins
+from tl_jax.core.chain import EVAL, Mode
+from tl_jax.core.errors import UserError
+from tl_jax.weights.files import WeightFiles
+from tl_jax.weights.match import match_tensors
+
+FAMILIES = plugins.names("tl_jax.models")
+_TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+_IMAGE = _TEXT | {"image_size": 12, "patch_size": 4}
+_NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1]}
+# The bare class of each family, and small configs that take every branch of it.
+TINY = {
+    "bert": ("BertModel", [_TEXT | {"vocab_size": 40, "max_position_embeddings": 12}]),
+    "resnet": (
+        "ResNetModel",
+        [
+            _NET | {"layer_type": "basic", "downsample_in_first_stage": True},
+            _NET | {"layer_type": "bottleneck", "depths": [1, 1], "downsample_in_bottleneck": True},
+            _NET | {"layer_type": "bottleneck", "depths": [1, 1], "num_channels": 2, "hidden_act": "silu"},
+        ],
+    ),
+    "vit": ("ViTModel", [_IMAGE, _IMAGE | {"qkv_bias": False}]),
+}
+
+
+def heads(family: str) -> list[str]:
+    """Published classes with a head; other names in HEADS describe no class of `transformers`."""
+    return [name for name in importlib.import_module(f"tl_jax.models.{family}").HEADS if name.isidentifier()]
+
+
+CASES = [
+    pytest.param((name, fields), id=f"{name}-{number}")
+    for family in FAMILIES
+    for number, fields in enumerate(TINY[family][1])
+    for name in (*([TINY[family][0]] if number == 0 else []), *heads(family))
+]
+
+
+# Compiling a gradient is what takes long here: one for each family, with its head.
+ONE_EACH = [case for case in CASES if case.id in [f"{heads(family)[0]}-0" for family in FAMILIES]]
+
+
+@pytest.fixture(scope="module")
+def hf():
+    """(torch, transformers); imported late, because that takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    return torch, transformers
+
+
+@dataclasses.dataclass
+class Case:
+    """One published class: the reference, its files, what was loaded from them, and a batch."""
+
+    torch: object
+    reference: object
+    folder: object
+    loaded: object
+    batch: dict
+
+    def expected(self, model=None) -> dict:
+        """The reference's outputs, as torch tensors with channels last."""
+        model = self.reference if model is None else model
+        inputs = {name: self.torch.from_numpy(np.asarray(value)) for name, value in self.batch.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].permute(0, 3, 1, 2)
+        if model.base_model is model:
+            found, logits = model(**inputs), None
+        else:
+            kept = []
+            hook = model.base_model.register_forward_hook(lambda _, __, output: kept.append(output))
+            logits = model(**inputs).logits
+            hook.remove()
+            found = kept[0]
+        outputs = {"last_hidden_state": found.last_hidden_state}
+        if outputs["last_hidden_state"].ndim == 4:
+            outputs["last_hidden_state"] = outputs["last_hidden_state"].permute(0, 2, 3, 1)
+        if found.get("pooler_output") is not None:
+            outputs["pooler_output"] = found.pooler_output.flatten(1)
+        return outputs if logits is None else {**outputs, "logits": logits}
+
+    def run(self, params, mode=EVAL):
+        """Outputs and running statistics at these parameters."""
+        model = self.loaded.model
+        return chain.run_chains(model, chain.split(model)[0], params, self.batch, lambda _: mode)
+
+    def stats(self) -> set[str]:
+        """Paths of the running statistics."""
+        return {path for stages in chain.split(self.loaded.model)[0].values() for s in stages for path in s.stats()}
+
+
+def quick(function):
+    """A jit that spends no time on optimising what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, hf, tmp_path_factory):
+    torch, transformers = hf
+    reference, folder = draw(torch, transformers, *request.param), tmp_path_factory.mktemp("published")
+    reference.save_pretrained(folder)
+    config = reference.config
+    rng = np.random.default_rng(1)
+    if hasattr(config, "vocab_size"):
+        mask = np.arange(7) < np.array([[7], [4], [1]])
+        batch = {
+            "input_ids": rng.integers(0, config.vocab_size, (3, 7)),
+            "attention_mask": mask.astype(np.int64),
+            "token_type_ids": rng.integers(0, 2, (3, 7)),
+        }
+    else:
+        # 33 is odd at every level, where padding and strides are easiest to get wrong.
+        size = getattr(config, "image_size", 33)
+        batch = {"pixel_values": rng.normal(size=(3, size, size, config.num_channels)).astype(np.float32)}
+    return Case(torch, reference, folder, tl_jax.load_pretrained(folder), batch)
+
+
+def draw(torch, transformers, name, fields):
+    """The class with every tensor drawn anew, such that features are of order 1."""
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    extra = {"num_labels": 3} if hasattr(cls, "num_labels") or "For" in name else {}
+    model = cls(cls.config_class(**fields, **extra)).eval()
+    with torch.no_grad():
+        for path, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            if path.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim == 1:
+                tensor.normal_(1.0 if path.endswith("weight") else 0.0, 0.2)
+            elif "embeddings" in path or "token" in path:
+                tensor.normal_(0.0, 0.5)
+            else:
+                tensor.normal_(0.0, tensor[0].numel() ** -0.5)
+    return model
+
+
+def published(case, tmp_path, model) -> dict:
+    """The parameters of a torch model by our paths, through its files."""
+    model.save_pretrained(tmp_path)
+    return tl_jax.load_pretrained(tmp_path).params
+
+
+def test_outputs_are_those_of_transformers(case):
+    """Features, pooled features and logits, padding included."""
+    with case.torch.no_grad():
+        expected = case.expected()
+    found = case.loaded(case.batch)
+    assert expected.keys() <= found.keys()
+    for name, value in expected.items():
+        # Float32 sums of a few dozen terms in another order, through a few layers of order 1.
+        np.testing.assert_allclose(found[name], value, atol=1e-4, rtol=1e-4, err_msg=name)
+        assert np.std(value.numpy()) > 0.1, "too flat to tell anything"
+
+
+def test_saved_files_are_the_source_bit_for_bit(case, tmp_path):
+    """Whether tensors are copied from the source or written through the key map backwards."""
+    source = load_file(case.folder / "model.safetensors")
+    case.loaded.save(tmp_path / "copied")
+    changed = tl_jax.load_pretrained(case.folder)
+    chain.merge_into(changed.model, {path: jnp.array(leaf) for path, leaf in changed.params.items()})
+    changed.save(tmp_path / "written")
+    for name in ("copied", "written"):
+        saved = load_file(tmp_path / name / "model.safetensors")
+        assert saved.keys() == source.keys()
+        for key, tensor in source.items():
+            assert saved[key].dtype == tensor.dtype and saved[key].tobytes() == tensor.tobytes(), key
+
+
+def test_transformers_loads_what_we_save(case, tmp_path):
+    """Nothing missing, nothing unexpected, the same outputs."""
+    case.loaded.save(tmp_path / "saved")
+    cls = type(case.reference)
+    model, info = cls.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    with case.torch.no_grad():
+        expected, found = case.expected(), case.expected(model.eval())
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("case", ONE_EACH, indirect=True)
+def test_gradients_are_those_of_transformers(case, tmp_path):
+    """Of a loss that reads every output, for every parameter."""
+    model = copy.deepcopy(case.reference)
+    outputs = case.expected(model)
+    rng = np.random.default_rng(2)
+    weights = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in outputs.items()}
+    sum((value * case.torch.from_numpy(weights[name])).sum() for name, value in outputs.items()).backward()
+    for tensor in model.parameters():
+        tensor.data = case.torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    expected = published(case, tmp_path, model)
+
+    def loss(params):
+        found, _ = case.run(params)
+        return sum(jnp.sum(found[name] * weight) for name, weight in weights.items())
+
+    stats = case.stats()
+    found = quick(jax.grad(loss))(case.loaded.params)
+    largest = max(float(jnp.abs(expected[path]).max()) for path in expected if path not in stats)
+    for path in expected.keys() - stats:
+        # Gradients of key biases are zero up to rounding, whence the second term.
+        limit = 1e-3 * float(jnp.abs(expected[path]).max()) + 1e-6 * largest
+        assert float(jnp.abs(found[path] - expected[path]).max()) <= limit, path
+
+
+def test_batch_statistics_are_those_of_transformers(case, tmp_path):
+    """Training mode: outputs normalised by the batch, and the running statistics after it."""
+    stats = case.stats()
+    model = copy.deepcopy(case.reference).train()
+    if not stats:
+        assert not any("running" in name for name, _ in model.named_buffers())
+        return
+    with case.torch.no_grad():
+        expected = case.expected(model)
+    after = published(case, tmp_path, model)
+    found, moved = quick(lambda params: case.run(params, Mode(batch_stats=True)))(case.loaded.params)
+    for name, value in expected.items():
+        # Deviations of small batches divide small differences, which widens float32 rounding.
+        np.testing.assert_allclose(found[name], value, atol=1e-3, rtol=1e-3, err_msg=name)
+    assert moved.keys() == stats
+    for path, value in moved.items():
+        np.testing.assert_allclose(value, after[path], atol=1e-5, rtol=1e-4, err_msg=path)
+        assert np.abs(value - case.loaded.params[path]).max() > 1e-3, f"{path} did not move"
+
+
+def test_every_row_of_the_key_map_is_needed(case):
+    """Without it, loading fails and names the parameter."""
+    checkpoint, source = case.loaded._checkpoint, case.loaded._source
+    params, tensors = case.loaded.params, WeightFiles(case.folder).tensors
+    indices = checkpoint.config.indices()
+    for row in source.rules:
+        paths = [path for rule in row.expand(indices) for path in rule.params if path in params]
+        if paths:
+            without = dataclasses.replace(source, rules=tuple(rule for rule in source.rules if rule is not row))
+            with pytest.raises(UserError, match="found no tensor") as error:
+                match_tensors(without, indices, tensors, params, (), "file")
+            assert paths[0] in str(error.value)
+
+
+def test_swapped_rows_change_the_outputs(case):
+    """So that the comparison above would notice two rows of one shape in each other's place."""
+    params, indices, stats = case.loaded.params, case.loaded._checkpoint.config.indices(), case.stats()
+    forward = quick(lambda params: case.run(params)[0])
+    before, groups = forward(params), {}
+    for row in case.loaded._source.rules:
+        paths = tuple(path for rule in row.expand(indices) for path in rule.params if path in params)
+        if paths:
+            groups.setdefault(tuple((path in stats, params[path].shape) for path in paths), []).append(paths)
+    for rows in groups.values():
+        for one, other in itertools.pairwise(rows):
+            swap = {**dict(zip(one, other)), **dict(zip(other, one))}
+            after = forward({path: params[swap.get(path, path)] for path in params})
+            same = all(np.allclose(after[name], before[name], atol=1e-3) for name in before)
+            assert not same, f"{one[0]} and {other[0]} may be swapped"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_size_has_the_parameters_of_transformers(family, hf, tmp_path):
+    """BERT-base, ViT-B/16, ResNet-50: tensor for tensor the same sizes, without allocating any."""
+    torch, transformers = hf
+    cls = getattr(transformers, heads(family)[0])
+    config = cls.config_class()
+    with torch.device("meta"):
+        model = cls(config)
+    kept = [b for name, b in model.named_buffers() if "running" in name]
+    expected = sorted(tensor.numel() for tensor in [*model.parameters(), *kept])
+
+    published_fields = {**json.loads(config.to_json_string()), "architectures": [cls.__name__]}
+    checkpoint = pretrained.from_config(published_fields)
+    task, _ = pretrained.published_head(checkpoint)
+    model = pretrained.abstract(
+        checkpoint.for_pool(task.pool), lambda model, rngs: model.add_stage("head", task.head(model.width, rngs=rngs))
+    )
+    _, params = chain.split(model)
+    assert sorted(leaf.size for leaf in params.values()) == expected

@@ -1,0 +1,125 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A finished run put to use: evaluated, asked for predictions, converted.
+
+    evaluate_run("runs/x")["metrics"]["accuracy"]
+    predict_file("runs/x", "new_texts.txt", "predictions.csv")
+"""
+
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+
+from tl_jax import config, evaluation
+from tl_jax.core import plugins
+from tl_jax.core.errors import UserError
+from tl_jax.data.examples import Examples, joined
+from tl_jax.engine import Engine
+from tl_jax.pretrained import load_pretrained
+from tl_jax.runs import open_run
+from tl_jax.weights.from_torch import convert_in_subprocess
+
+_TABLES = (".tsv", ".csv", ".jsonl", ".txt")
+
+
+def evaluate_run(workdir: str, path: str | None = None) -> dict[str, Any]:
+    """Metrics with 95 % intervals, by group where the data names one, and details.
+
+    Args:
+      workdir: of a run.
+      path: labelled data in the form that the run was trained on (all of it is used); None for the run's test split.
+
+    Raises:
+      UserError: no run there, no test split, or data that does not fit.
+    """
+    engine, state = open_run(workdir, with_data=path is None)
+    if path is None:
+        examples = engine.sets.get("test")
+        if examples is None:
+            raise UserError(str(workdir), "has no test split", "give labelled data by --input")
+    else:
+        examples = _labelled(engine, path)
+    found = evaluation.measure(engine, state, examples, intervals=True)
+    return {"examples": len(examples), **dataclasses.asdict(found)}
+
+
+def predict_file(workdir: str, path: str, output: str) -> int:
+    """Write one CSV row an example: its key, the predicted class, the chance of every class.
+
+    Args:
+      path: a folder of images, an image, a table, or a `.txt` file with one text a line.
+      output: the CSV file; must not exist.
+
+    Returns:
+      How many rows.
+    """
+    target = pathlib.Path(output)
+    if target.exists():
+        raise UserError(output, "exists", "give a new file")
+    engine, state = open_run(workdir)
+    examples = _unlabelled(engine, path)
+    rows = engine.task.predictions(evaluation.outputs(engine, state, examples))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    with open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["key", *rows[0]])
+        writer.writeheader()
+        writer.writerows({"key": key, **row} for key, row in zip(examples.keys, rows))
+    temporary.replace(target)
+    return len(rows)
+
+
+def convert(source: str, target: str) -> str:
+    """Read published weights and write them again; every tensor is accounted for on the way."""
+    pretrained = load_pretrained(source)
+    pretrained.save(target)
+    return f"{pretrained.receipt}\nwritten to {target}"
+
+
+def convert_torch(file: str, target: str) -> str:
+    """A PyTorch file of tensors as `model.safetensors`, with the small files beside it."""
+    count = convert_in_subprocess(pathlib.Path(file), pathlib.Path(target))
+    return f"{count} tensors of {file} written to {target}"
+
+
+def _labelled(engine: Engine, path: str) -> Examples:
+    """All examples at `path`, whatever splits it has, with the run's classes."""
+    data = engine.exp.data
+    source = _source_for(path, data.source)
+    options = config.parse_options(source.Config, _options(engine, source), "data.options")
+    whole = joined(list(source.read(dataclasses.replace(data, path=path), options).values()))
+    whole = evaluation.with_classes(whole, engine.task.classes, path)
+    engine.task.check_labels(whole.labels, whole.keys, path)
+    return whole
+
+
+def _unlabelled(engine: Engine, path: str) -> Examples:
+    source = _source_for(path, engine.exp.data.source)
+    options = config.parse_options(source.Config, _options(engine, source), "data.options")
+    examples = source.read_unlabelled(path, options)
+    wants = "image" if "pixel_values" in engine.checkpoint.family.INPUTS else "text"
+    if examples.kind != wants:
+        raise UserError(path, f"holds {examples.kind}s, the run was trained on {wants}s")
+    return examples
+
+
+def _source_for(path: str, trained_on: str):
+    """Tables and folders are told apart by what is there; what else a run was trained on reads its own form."""
+    where = pathlib.Path(path)
+    if not where.exists():
+        raise UserError(path, "no such file or folder")
+    if where.suffix.lower() == ".npz":
+        name = "npz"
+    elif where.suffix.lower() in _TABLES or any(file.suffix in _TABLES[:3] for file in where.glob("t*.*sv")):
+        name = "table"
+    else:
+        name = "folder"
+    return plugins.find("tl_jax.data.sources", name if trained_on != name else trained_on)
+
+
+def _options(engine: Engine, source) -> dict[str, Any]:
+    """The run's options, as far as this source has them: a run on docstrings still predicts from a text file."""
+    known = {field.name for field in dataclasses.fields(source.Config)}
+    return {name: value for name, value in engine.exp.data.options.items() if name in known}
+

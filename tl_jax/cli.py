@@ -1,0 +1,257 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: verbs, flags, and errors as one clear line.
+
+    python launch.py [VERB] --config=configs/x.py --workdir=runs/x [--config.train.batch_size=64 …] [--json]
+
+Exit codes: 0 done; 2 the user's input is wrong; 75 stopped by SIGTERM and 130 by Ctrl-C, both after saving, the same
+command goes on; 1 anything else.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from tl_jax import config
+from tl_jax.core.errors import UserError, did_you_mean
+
+_HELP = """\
+python launch.py [VERB] [--config=CONFIG] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+  train    train, evaluate, write everything to the workdir (the default verb; a workdir goes on by itself)
+  eval     --workdir=R [--input=PATH]                      metrics of a run on its test split, or on labelled PATH
+  predict  --workdir=R --input=PATH --output=F.csv         classes of images or texts
+  compare  R1 R2 ...                                       a Markdown table of runs, mean and deviation over seeds
+  convert  --from=DIR --to=DIR                             read published weights, write them again, checked
+           --from-torch=FILE --to=DIR                      a PyTorch file as safetensors
+  plan     --config=CONFIG                                 what would train, at which rate, its cost and memory
+
+CONFIG is a .py file, a run's config.json, or a name: """
+
+
+class _Flags:
+    """The flags of this program, in absl's registry."""
+
+    def __init__(self):
+        define = flags.DEFINE_string
+        define("config", "quickstart", "A .py config, a run's config.json, or the name of a shipped config.")
+        define("workdir", None, "Folder of the run; runs/<config> by default.")
+        define("input", None, "File or folder to evaluate or predict.")
+        define("output", None, "CSV file to write predictions to.")
+        define("from", None, "Folder or hub id to convert.")
+        define("from_torch", None, "PyTorch file to convert.")
+        define("to", None, "New folder to write to.")
+        define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
+        define("compile_cache", None, "Folder to keep compiled programs in, so that the next start is quick.")
+        flags.DEFINE_integer("num_processes", None, "Processes in all, with --coordinator.")
+        flags.DEFINE_integer("process_id", None, "Number of this process, with --coordinator.")
+        flags.DEFINE_bool("distributed", False, "Start as one process of a pod; the cluster is detected.")
+        flags.DEFINE_bool("json", False, "Print one JSON object as the last line of stdout.")
+        flags.DEFINE_bool("quiet", False, "Print results only.")
+        flags.DEFINE_bool("debug", False, "Show tracebacks of user errors too.")
+
+
+_flags = _Flags()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[Any]:
+    """[program, positional arguments, config overrides]; absl sees all other flags."""
+    overrides: dict[str, str] = {}
+    rest = []
+    words = iter(argv)
+    for word in words:
+        if word in ("--help", "-h", "-help", "--helpfull"):
+            print(_HELP + ", ".join(config.shipped()))
+            sys.exit(0)
+        if word.startswith("--config."):
+            name, equals, value = word.removeprefix("--config.").partition("=")
+            overrides[name] = value if equals else next(words, "")
+        else:
+            # In absl a flag's name may hold dashes or underscores alike.
+            name, equals, value = word.partition("=")
+            rest.append(name.replace("-", "_").replace("__", "--", 1) + equals + value if word[:2] == "--" else word)
+    try:
+        left = flags.FLAGS(rest)
+    except flags.Error as error:
+        _fail(UserError("", str(error).rstrip("."), "see --help"), debug=False)
+    return [left[0], left[1:], overrides]
+
+
+def _main(parsed: list[Any]) -> None:
+    _, words, overrides = parsed
+    from tl_jax.parallel import processes
+    from tl_jax.train.stopping import Stopped
+
+    verb = words[0] if words else "train"
+    code = 0
+    try:
+        if verb not in _VERBS:
+            raise UserError(verb, f"no such verb{did_you_mean(verb, _VERBS)}", "see --help")
+        _set_up(flags.FLAGS)
+        with processes.leave_on_error():
+            result = _VERBS[verb](flags.FLAGS, words[1:], overrides)
+        if flags.FLAGS.json:
+            print(json.dumps(result))
+    except UserError as error:
+        _fail(error, flags.FLAGS.debug)
+    except Stopped as stopped:
+        print(f"saved step {stopped.step}; to go on, run again: {' '.join(sys.argv)}", file=sys.stderr)
+        code = stopped.exit_code
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _fail(error: UserError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _set_up(FLAGS) -> None:
+    """What only the command line may do: flags of JAX, processes, the compile cache."""
+    import jax
+    from absl import logging
+
+    from tl_jax.parallel import processes
+
+    logging.set_verbosity(logging.WARNING)  # absl's main would show every library's remarks.
+    if FLAGS.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
+
+
+def _experiment(FLAGS, overrides: Mapping[str, str]) -> config.Experiment:
+    exp = config.load(FLAGS.config, overrides)
+    if exp.train.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    return exp
+
+
+def _workdir(FLAGS, exp: config.Experiment | None = None) -> str:
+    if FLAGS.workdir:
+        return FLAGS.workdir
+    if exp is None:
+        raise UserError("--workdir", "is missing", "name the folder of a run")
+    return os.path.join("runs", exp.name)
+
+
+def _train(FLAGS, words, overrides) -> dict[str, Any]:
+    import jax
+
+    from tl_jax import runs
+    from tl_jax.report import table
+
+    _no_more(words, "train")
+    exp = _experiment(FLAGS, overrides)
+    workdir = _workdir(FLAGS, exp)
+    summary = runs.run(exp, workdir, quiet=FLAGS.quiet)
+    if jax.process_index() == 0 and not FLAGS.json:
+        print(f"\n{exp.name}: {summary['steps']} steps in {summary['seconds']:.1f} s, in {workdir}\n")
+        print(table.closing(summary))
+    return summary
+
+
+def _eval(FLAGS, words, overrides) -> dict[str, Any]:
+    from tl_jax import apply
+
+    _no_more(words, "eval")
+    _no_overrides(overrides, "eval")
+    result = apply.evaluate_run(_workdir(FLAGS), FLAGS.input)
+    if not FLAGS.json:
+        for name, value in result["metrics"].items():
+            low, high = result["intervals"][name]
+            print(f"{name:<10} {value:.4f} [{low:.4f}, {high:.4f}]")
+    return result
+
+
+def _predict(FLAGS, words, overrides) -> dict[str, Any]:
+    from tl_jax import apply
+
+    _no_more(words, "predict")
+    _no_overrides(overrides, "predict")
+    for name in ("input", "output"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name}", "is missing")
+    count = apply.predict_file(_workdir(FLAGS), FLAGS.input, FLAGS.output)
+    if not FLAGS.json:
+        print(f"{count} predictions in {FLAGS.output}")
+    return {"predictions": count, "output": FLAGS.output}
+
+
+def _compare(FLAGS, words, overrides) -> dict[str, Any]:
+    from tl_jax.report import table
+
+    _no_overrides(overrides, "compare")
+    if not words:
+        raise UserError("compare", "needs the folders of finished runs", "for instance: compare runs/a runs/b")
+    text = table.compare(words)
+    if not FLAGS.json:
+        print(text)
+    return {"table": text}
+
+
+def _convert(FLAGS, words, overrides) -> dict[str, Any]:
+    from tl_jax import apply
+
+    _no_more(words, "convert")
+    _no_overrides(overrides, "convert")
+    source = FLAGS["from"].value
+    if (source is None) == (FLAGS.from_torch is None) or not FLAGS.to:
+        raise UserError("convert", "needs --to and exactly one of --from and --from-torch")
+    text = apply.convert_torch(FLAGS.from_torch, FLAGS.to) if source is None else apply.convert(source, FLAGS.to)
+    if not FLAGS.json:
+        print(text)
+    return {"to": FLAGS.to}
+
+
+def _plan(FLAGS, words, overrides) -> dict[str, Any]:
+    from tl_jax import costs
+
+    _no_more(words, "plan")
+    report = costs.report(_experiment(FLAGS, overrides))
+    if not FLAGS.json:
+        print(report.text)
+    return dataclasses.asdict(report.figures)
+
+
+def _no_more(words: Sequence[str], verb: str) -> None:
+    if words:
+        raise UserError(words[0], f"is one word too many for {verb}", "flags begin with --")
+
+
+def _no_overrides(overrides: Mapping[str, str], verb: str) -> None:
+    if overrides:
+        raise UserError(f"--config.{next(iter(overrides))}", f"has no effect on {verb}, which reads the run's config")
+
+
+_VERBS: dict[str, Callable[[Any, Sequence[str], Mapping[str, str]], dict[str, Any]]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "compare": _compare,
+    "convert": _convert,
+    "plan": _plan,
+}
+

@@ -1,0 +1,383 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is: one frozen, typed value, from a Python file, a `config.json` or a name.
+
+    exp = load("configs/quickstart.py", overrides={"train.steps": 20})
+
+A Python config is trusted code with a function `config() -> Experiment`; `config.json` is data only. Overrides
+are checked against the declared types, and an unknown field is refused with the nearest name. Imports no JAX.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tl_jax.core import typed
+from tl_jax.core.errors import UserError, did_you_mean, shorten
+
+Rules = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network, and where its weights come from.
+
+    Attributes:
+      pretrained: a directory with `config.json` and `*.safetensors`, a hub id, `package:NAME/FOLDER` for weights
+        that an installed Python package carries, or the folder of a finished run.
+      revision: branch, tag or commit of a hub id.
+      family: the module in `tl_jax/models` (or a dotted module name) that builds the network; read from the
+        checkpoint's `config.json` when `pretrained` is given.
+      config: fields of the published `config.json`, over those of the checkpoint.
+      fresh: patterns of parameter paths to initialise anew; every other parameter must be in the checkpoint.
+      init: `pretrained` fills from the checkpoint, `random` keeps its architecture only.
+      dtype: in what the network computes; trained parameters stay float32.
+    """
+
+    pretrained: str | None = None
+    revision: str | None = None
+    family: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    init: Literal["pretrained", "random"] = "pretrained"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the features.
+
+    Attributes:
+      name: the module in `tl_jax/tasks`, or a dotted module name.
+      options: fields of that task's own `Config`, for instance `{"multi_label": True, "pool": "mean"}`.
+    """
+
+    name: str = "classification"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which examples, how they are split and how they become arrays.
+
+    Attributes:
+      source: the module in `tl_jax/data/sources`, or a dotted module name.
+      path: the file or folder to read.
+      name: the name of a set, where a source has several (`tfds`).
+      options: fields of that source's own `Config`, for instance `{"text": "sentence", "label": "stars"}`.
+      group: name of a record field (patient, speaker) that never crosses a split; metrics are also given by group.
+      validation, test: fractions taken from unsplit data, stratified by class.
+      split_seed: which split; the experiment's seed does not change it.
+      per_class: at most this many training examples of each class, drawn by `split_seed`.
+      image_size: side in pixels; from the checkpoint's preprocessor file when None.
+      augment: random changes of training images: `flip`, `crop`, in order.
+      max_length: tokens an example at most; longer texts are cut there.
+      buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one.
+      threads: reading threads; 0 reads in the training thread.
+    """
+
+    source: str = "folder"
+    path: str | None = None
+    name: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    group: str | None = None
+    validation: float = 0.1
+    test: float = 0.2
+    split_seed: int = 0
+    per_class: int | None = None
+    image_size: int | None = None
+    augment: tuple[Literal["flip", "crop"], ...] = ()
+    max_length: int = 128
+    buckets: tuple[int, ...] = ()
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every parameter: patterns over `/` paths (`re.fullmatch`), first match wins.
+
+    Attributes:
+      preset: `full`, `linear_probe`, `last_n`, `norm_only` or `bias_only`; its lists come after those given here.
+      n: how many blocks `last_n` trains, with everything after them.
+      train: patterns of what trains; all else is frozen.
+      lr: multiples of the learning rate; 1 where none matches.
+      layer_decay: multiply the rate by this once more for every stage further from the head.
+      decay: weight decay by pattern; else the optimizer's, and 0 for leaves of at most one dimension.
+      batchnorm: mode by pattern of stage names: `eval` (running statistics), `stats` (batch statistics, running ones
+        follow), `train` (as `stats`, and scale and bias train). Default: `train` where a stage trains, else `eval`.
+      dropout: `suffix` draws dropout from the cut on, `all` in every stage, `none` nowhere.
+    """
+
+    preset: Literal["full", "linear_probe", "last_n", "norm_only", "bias_only"] | None = None
+    n: int | None = None
+    train: tuple[str, ...] = ()
+    lr: Rules = ()
+    layer_decay: float | None = None
+    decay: Rules = ()
+    batchnorm: tuple[tuple[str, Literal["eval", "stats", "train"]], ...] = ()
+    dropout: Literal["suffix", "all", "none"] = "suffix"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How trained parameters move.
+
+    Attributes:
+      name: `adamw`, `sgd` (momentum), `lion`, `lamb`, `adafactor` or `muon`.
+      learning_rate: the peak of the schedule.
+      weight_decay: decoupled (for `sgd`, added to the gradient, as is usual there).
+      schedule: after the warm-up: `constant`, `linear` or `cosine` down to `final` times the peak; `one_cycle` has
+        its own rise over the first quarter and takes no warm-up.
+      warmup: share of all steps over which the rate rises from 0.
+      clip_norm: largest global norm of the trained gradients; None for no clipping.
+      options: further arguments of the Optax transform, for instance `{"b2": 0.98}` or `{"momentum": 0.95}`.
+    """
+
+    name: Literal["adamw", "sgd", "lion", "lamb", "adafactor", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "cosine"
+    warmup: float = 0.1
+    final: float = 0.0
+    clip_norm: float | None = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, in what portions, and what is watched.
+
+    Attributes:
+      batch_size: examples a step, over all devices and processes.
+      epochs, steps: the length; exactly one of them.
+      accumulate: portions a batch is cut into inside the step; gradients are weighted by what each portion counts.
+      eval_batch_size: examples an evaluation step; None for `batch_size`.
+      eval_every: steps between evaluations; None for once an epoch.
+      log_every: steps between lines of the log.
+      save_every: steps between checkpoints; None for at every evaluation.
+      metric: the validation metric that chooses the best checkpoint; None for the task's own.
+      patience: evaluations without a better metric after which the run stops; None for never.
+      restore_best: test the best checkpoint by validation instead of the last.
+      deterministic: the same bits again on a GPU, at the price of slower kernels (CPU and TPU always are).
+    """
+
+    batch_size: int = 32
+    epochs: float | None = None
+    steps: int | None = None
+    accumulate: int = 1
+    eval_batch_size: int | None = None
+    eval_every: int | None = None
+    log_every: int = 10
+    save_every: int | None = None
+    metric: str | None = None
+    patience: int | None = None
+    restore_best: bool = True
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices by axis: `data` copies the parameters, `fsdp` shards them, `tensor` splits the matrix products.
+
+    At most one axis may be -1: all devices that the others leave.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run.
+
+    Attributes:
+      seed: of fresh parameters, dropout, shuffling and augmentation.
+      baseline: overrides that make the run to compare with, for instance `{"model.init": "random"}`; it is run after
+        this one, in the folder `baseline` of its workdir, and both results are printed side by side.
+      pretrain: an experiment to run first, in the folder `pretrain`; its result is this one's `model.pretrained`.
+    """
+
+    name: str = "experiment"
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    task: Task = field(default_factory=Task)
+    data: Data = field(default_factory=Data)
+    plan: Plan = field(default_factory=Plan)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    mesh: Mesh = field(default_factory=Mesh)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    pretrain: "Experiment | None" = None
+
+
+def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment of a Python config, of a run's `config.json`, or of a shipped config by its name.
+
+    Args:
+      source: path of a `.py` or `.json` file, or the name of a shipped config such as `quickstart`.
+      overrides: `{"train.steps": 20}`; values may be text, as they come from a command line.
+
+    Raises:
+      UserError: nothing there, an unknown field, a wrong type, or values that contradict each other.
+    """
+    path = _find(str(source))
+    if path.suffix == ".json":
+        exp = from_dict(_read_json(path), str(path))
+    else:
+        exp = _run_python(path)
+    exp = override(exp, overrides or {})
+    validate(exp, str(source))
+    return exp
+
+
+def override(exp: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """`exp` with fields replaced; all mistakes are reported at once. Of `train.steps` and `train.epochs` the one
+    given replaces the other."""
+    mistakes = []
+    for key, value in overrides.items():
+        try:
+            exp = typed.replace(exp, key.split("."), value, key)
+        except UserError as error:
+            mistakes.append(str(error).rstrip("."))
+    if mistakes:
+        raise UserError("", "; ".join(mistakes))
+    for prefix in {key.rpartition("train.")[0] for key in overrides if key.rpartition(".")[0].endswith("train")}:
+        given = [name for name in ("steps", "epochs") if overrides.get(f"{prefix}train.{name}") is not None]
+        if len(given) == 1:
+            other = {"steps": "epochs", "epochs": "steps"}[given[0]]
+            exp = typed.replace(exp, f"{prefix}train.{other}".split("."), None, other)
+    return exp
+
+
+def to_dict(exp: Experiment) -> dict[str, Any]:
+    """Plain data, as `config.json` holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(exp)))
+
+
+def from_dict(data: Mapping[str, Any], where: str = "config") -> Experiment:
+    """The experiment that `to_dict` wrote."""
+    mistakes: list[str] = []
+    exp = typed.build(Experiment, data, where, "", mistakes)
+    if mistakes:
+        raise UserError("", "; ".join(mistakes))
+    return exp
+
+
+def validate(exp: Experiment, where: str = "config") -> None:
+    """Raise one UserError that names every value that cannot work."""
+    train, data, opt, plan = exp.train, exp.data, exp.optimizer, exp.plan
+    wrong = []
+
+    def need(condition: bool, text: str):
+        if not condition:
+            wrong.append(text)
+
+    need((train.epochs is None) != (train.steps is None), "train: give exactly one of epochs and steps")
+    for name in ("batch_size", "accumulate", "log_every"):
+        need(getattr(train, name) >= 1, f"train.{name} is {getattr(train, name)}, must be at least 1")
+    for name in ("epochs", "steps", "eval_batch_size", "eval_every", "save_every", "patience"):
+        value = getattr(train, name)
+        need(value is None or value > 0, f"train.{name} is {value}, must be above 0")
+    need(
+        train.batch_size % max(train.accumulate, 1) == 0,
+        f"train.batch_size {train.batch_size} is not divisible by train.accumulate {train.accumulate}",
+    )
+    need(math.isfinite(opt.learning_rate) and opt.learning_rate > 0, "optimizer.learning_rate must be above 0")
+    need(math.isfinite(opt.weight_decay) and opt.weight_decay >= 0, "optimizer.weight_decay must be at least 0")
+    need(0 <= opt.warmup < 1, f"optimizer.warmup is {opt.warmup}, a share of all steps in [0, 1)")
+    need(0 <= opt.final <= 1, f"optimizer.final is {opt.final}, a share of the peak in [0, 1]")
+    need(opt.clip_norm is None or opt.clip_norm > 0, "optimizer.clip_norm must be above 0 or None")
+    need(
+        data.validation >= 0 and data.test >= 0 and data.validation + data.test < 1,
+        "data.validation and data.test must leave something to train on",
+    )
+    need(data.max_length >= 2, "data.max_length must be at least 2")
+    need(data.threads >= 0, "data.threads must be at least 0")
+    need(data.per_class is None or data.per_class >= 1, "data.per_class must be at least 1")
+    need(data.image_size is None or data.image_size >= 1, "data.image_size must be at least 1")
+    need(all(0 < b < data.max_length for b in data.buckets), "data.buckets must lie between 0 and data.max_length")
+    need(plan.layer_decay is None or 0 < plan.layer_decay <= 1, "plan.layer_decay must be in (0, 1]")
+    need((plan.preset == "last_n") == (plan.n is not None), "plan.n goes with plan.preset=last_n, and only with it")
+    need(plan.n is None or plan.n >= 1, "plan.n must be at least 1")
+    need(all(v >= 0 for _, v in plan.lr), "plan.lr has a negative multiple")
+    need(all(v >= 0 for _, v in plan.decay), "plan.decay has a negative weight decay")
+    axes = (exp.mesh.data, exp.mesh.fsdp, exp.mesh.tensor)
+    need(all(a >= 1 or a == -1 for a in axes) and axes.count(-1) <= 1, "mesh: axes are at least 1, one may be -1")
+    need(
+        bool(exp.model.pretrained or exp.model.family or exp.pretrain),
+        "model: give pretrained (a directory or hub id), or family and config for a network of your own",
+    )
+    if wrong:
+        raise UserError(where, "; ".join(wrong))
+    if exp.pretrain is not None:
+        validate(exp.pretrain, f"{where} (pretrain)")
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """The configs that come with the package, by name."""
+    here = pathlib.Path(__file__).resolve().parent
+    for folder in (here.parent / "configs", here / "configs"):
+        if (folder / "quickstart.py").exists():
+            return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+    return {}
+
+
+def parse_options(cls: type, options: Mapping[str, Any], where: str):
+    """An options mapping as the dataclass `cls` of a plug-in, with the checks that every config field gets."""
+    mistakes: list[str] = []
+    value = typed.build(cls, options, "", f"{where}.", mistakes)
+    if mistakes:
+        raise UserError("config", "; ".join(mistakes))
+    return value
+
+
+def _find(source: str) -> pathlib.Path:
+    path = pathlib.Path(source)
+    if path.is_dir() and (path / "config.json").exists():
+        return path / "config.json"
+    if path.suffix in (".py", ".json"):
+        if path.is_file():
+            return path
+        raise UserError(source, "no such config file", "give a path, or one of: " + ", ".join(shipped()))
+    if source in shipped():
+        return shipped()[source]
+    raise UserError(source, f"no such config{did_you_mean(source, shipped())}", "give a .py or .json file")
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise UserError(str(path), f"duplicate keys {shorten(sorted(twice))}", "keep one of each")
+        return dict(pairs)
+
+    try:
+        data = json.loads(path.read_text(), object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise UserError(str(path), f"not JSON, {error.msg} at line {error.lineno}") from error
+    if not isinstance(data, dict):
+        raise UserError(str(path), f"holds a {type(data).__name__}, an object was expected")
+    return data
+
+
+def _run_python(path: pathlib.Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(f"tl_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        exp = module.config()
+    except UserError:
+        raise
+    except (AttributeError, TypeError, SyntaxError, NameError) as error:
+        raise UserError(str(path), f"{type(error).__name__}: {error}", "a config defines config() -> Experiment") from error
+    if not isinstance(exp, Experiment):
+        raise UserError(str(path), f"config() returned {type(exp).__name__}, an Experiment was expected")
+    # A dataclass does not check its arguments; reading the value back as data does.
+    return from_dict(dataclasses.asdict(exp), str(path))

@@ -1,0 +1,232 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Chains of stages: the unit in which freezing, rates, the cut and caching speak of a network.
+
+    chains, params = split(model)                      # static stages, flat {path: array}
+    outputs, mutable = run_chains(model, chains, params, batch, EVAL)
+
+A Backbone is an NNX module whose `chains` name its stages in order. Each stage is split alone into a graph
+definition and its arrays, and only ever merged alone, so a step never rebuilds the whole model, and any stretch of
+stages can be run, differentiated or skipped by itself. Knows no family and no task.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tl_jax.core import paths
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How a stage runs: static, so that a change of mode is another program.
+
+    Attributes:
+      dropout: draw random numbers (dropout, drop path).
+      batch_stats: BatchNorm normalises by the batch and its running statistics follow.
+    """
+
+    dropout: bool = False
+    batch_stats: bool = False
+
+
+EVAL = Mode()
+
+
+class Context(NamedTuple):
+    """What a stage sees beside `x`.
+
+    Attributes:
+      batch: per-example invariants, such as masks.
+      shared: what depends on no example.
+      mode: how to run.
+      key: a key of this stage's own, or None where no random numbers are drawn.
+    """
+
+    batch: Mapping[str, jax.Array]
+    shared: Mapping[str, jax.Array]
+    mode: Mode
+    key: jax.Array | None
+
+
+class Carry(NamedTuple):
+    """What flows along a chain: `x` changes from stage to stage, the others do not."""
+
+    x: Any
+    batch: Mapping[str, jax.Array]
+    shared: Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage without its arrays.
+
+    Attributes:
+      name: where it sits in the model, `blocks/3`.
+      graphdef: the module without arrays.
+      leaves: its leaves' paths within the stage, each with True where it is a running statistic.
+    """
+
+    name: str
+    graphdef: nnx.GraphDef
+    leaves: tuple[tuple[str, bool], ...]
+
+    def paths(self) -> tuple[str, ...]:
+        """Full paths of the leaves."""
+        return tuple(f"{self.name}/{leaf}" for leaf, _ in self.leaves)
+
+    def stats(self) -> tuple[str, ...]:
+        """Full paths of the running statistics."""
+        return tuple(f"{self.name}/{leaf}" for leaf, is_stat in self.leaves if is_stat)
+
+
+class Backbone(nnx.Module):
+    """A network as chains of named stages.
+
+    A family's class sets `chains`, `{"": ("stem", "blocks/0", …)}` for a network of one chain, and defines `begin`.
+    A stage is a module with `stage(x, context) -> x`. The last stage leaves a dict of named outputs, or an array,
+    which is then called `last_hidden_state`. A head is one more stage, `model.add_stage("head", module)`.
+    """
+
+    chains: dict[str, tuple[str, ...]]
+
+    def begin(self, chain: str, batch: Mapping[str, jax.Array], done: Mapping[str, Any]) -> Carry:
+        """What enters the first stage of `chain`: reads the batch and the outputs of earlier chains, no parameter."""
+        raise NotImplementedError
+
+    def add_stage(self, name: str, module: nnx.Module) -> None:
+        """Append a stage to the last chain."""
+        setattr(self, name, module)
+        last = list(self.chains)[-1]
+        self.chains = nnx.static({**self.chains, last: (*self.chains[last], name)})
+
+    def stage(self, name: str) -> nnx.Module:
+        """The module of a stage: `blocks/3` is `self.blocks[3]`."""
+        module = self
+        for part in name.split("/"):
+            module = module[int(part)] if part.isdigit() else getattr(module, part)
+        return module
+
+    def __call__(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Named outputs, without dropout and with running statistics."""
+        chains, params = split(self)
+        return run_chains(self, chains, params, batch, lambda _: EVAL)[0]
+
+
+Chains = dict[str, tuple[Stage, ...]]
+
+
+def split(model: Backbone) -> tuple[Chains, Params]:
+    """The model's stages and its leaves by path; leaves may be abstract."""
+    chains, params = {}, {}
+    for chain, names in model.chains.items():
+        stages = []
+        for name in names:
+            graphdef, stats, rest = nnx.split(model.stage(name), nnx.BatchStat, ...)
+            stats, rest = (paths.flatten(nnx.as_pure(part)) for part in (stats, rest))
+            stages.append(Stage(name, graphdef, (*((p, True) for p in stats), *((p, False) for p in rest))))
+            params.update({f"{name}/{path}": leaf for path, leaf in {**stats, **rest}.items()})
+        chains[chain] = tuple(stages)
+    return chains, params
+
+
+def merge_into(model: Backbone, params: Mapping[str, jax.Array]) -> None:
+    """Put arrays into the model's leaves, in place."""
+    for names in model.chains.values():
+        for name in names:
+            module = model.stage(name)
+            state = nnx.state(module)
+            for path, variable in nnx.to_flat_state(state):
+                variable.set_value(params["/".join((name, *map(str, path)))])
+            nnx.update(module, state)
+
+
+def run_stage(
+    stage: Stage, params: Mapping[str, jax.Array], carry: Carry, mode: Mode, key: jax.Array | None, dtype=None
+) -> tuple[Carry, Params]:
+    """Run one stage.
+
+    Args:
+      params: at least this stage's leaves, by full path.
+      key: the stage's key; used only if the mode draws random numbers.
+      dtype: what floating parameters are cast to for computing; running statistics keep theirs.
+
+    Returns:
+      The carry with `x` replaced, and the running statistics by full path (empty unless `mode.batch_stats`).
+    """
+
+    def value(path: str, is_stat: bool):
+        leaf = params[f"{stage.name}/{path}"]
+        return leaf if dtype is None or is_stat or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
+
+    flat = [(_parts(path), value(path, is_stat)) for path, is_stat in stage.leaves]
+    module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
+    x = module(carry.x, Context(carry.batch, carry.shared, mode, key if mode.dropout else None))
+    mutable = {}
+    if mode.batch_stats:
+        found = paths.flatten(nnx.as_pure(nnx.state(module, nnx.BatchStat)))
+        mutable = {f"{stage.name}/{path}": leaf for path, leaf in found.items()}
+    return carry._replace(x=x), mutable
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    params: Mapping[str, jax.Array],
+    carry: Carry,
+    modes: Callable[[str], Mode],
+    key: jax.Array | None = None,
+    first: int = 0,
+    dtype=None,
+) -> tuple[Carry, Params]:
+    """Run consecutive stages.
+
+    Args:
+      modes: from a stage's name to its mode.
+      key: the step's key; stage number n, counted over all chains, draws from `fold_in(key, n)`.
+      first: the number of `stages[0]`.
+    """
+    mutable: Params = {}
+    for number, stage in enumerate(stages, first):
+        own = None if key is None else jax.random.fold_in(key, number)
+        carry, changed = run_stage(stage, params, carry, modes(stage.name), own, dtype)
+        mutable.update(changed)
+    return carry, mutable
+
+
+def run_chains(
+    model: Backbone,
+    chains: Chains,
+    params: Mapping[str, jax.Array],
+    batch: Mapping[str, jax.Array],
+    modes: Callable[[str], Mode],
+    key: jax.Array | None = None,
+    dtype=None,
+) -> tuple[dict[str, jax.Array], Params]:
+    """Run all chains in order; the last one's outputs by name, and changed running statistics.
+
+    `model` may be abstract: only its `begin` is used.
+    """
+    done: dict[str, Any] = {}
+    mutable: Params = {}
+    first = 0
+    for chain, stages in chains.items():
+        carry, changed = run_stages(stages, params, model.begin(chain, batch, done), modes, key, first, dtype)
+        done[chain] = carry.x
+        mutable.update(changed)
+        first += len(stages)
+    return named(done[chain]), mutable
+
+
+def named(x: Any) -> dict[str, jax.Array]:
+    """What leaves a chain, by name."""
+    return dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
+
+
+def _parts(path: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))

@@ -1,0 +1,185 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would do and cost, before anything runs: the receipt, the plan by stage, FLOPs, memory, the batch that fits.
+
+    print(report(exp).text)
+
+Nothing is read but headers, data and the small files; the step is compiled for abstract arguments.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import config, pretrained
+from tl_jax.core import chain
+from tl_jax.engine import Engine, build
+from tl_jax.parallel import sharding
+from tl_jax.plan.resolve import count
+from tl_jax.report import plan as plan_report
+from tl_jax.train.step import Step
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The numbers of a report; memory in bytes on one device.
+
+    Attributes:
+      flops_per_step: of the compiled step, accumulation unrolled, over all devices.
+      memory: by part: frozen, trained, statistics, optimizer, batch, temporaries (gradients and activations).
+      memory_limit: what one device has.
+      batch_size_that_fits: the largest, of multiples of the mesh, by a straight line through two compiled sizes.
+    """
+
+    total_parameters: int
+    trained_parameters: int
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    flops_per_step: float
+    memory: dict[str, int]
+    memory_limit: int
+    batch_size_that_fits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A text for a person, and its figures."""
+
+    text: str
+    figures: Figures
+
+
+def report(exp: config.Experiment) -> Report:
+    """Compile the step of a config and describe it.
+
+    Raises:
+      UserError: all that building the run would refuse.
+    """
+    engine = build(exp)
+    _, params = chain.split(engine.model)
+    compiled = compile_step(engine, exp.train.batch_size)
+    memory = _memory(engine, compiled)
+    unit = exp.train.accumulate * engine.mesh.shape["data"] * engine.mesh.shape["fsdp"]
+    other = exp.train.batch_size // 2 // unit * unit or exp.train.batch_size + unit
+    temp, other_temp = memory["temporaries"], _memory(engine, compile_step(engine, other))["temporaries"]
+    slope = max((temp - other_temp) / (exp.train.batch_size - other), 1.0) + memory["batch"] / exp.train.batch_size
+    limit = _limit(engine.mesh)
+    left = limit - sum(memory.values())
+    fits = max(0, int(exp.train.batch_size + left / slope)) // unit * unit
+    plain = compiled if exp.train.accumulate == 1 else compile_step(engine, exp.train.batch_size, accumulate=1)
+    figures = Figures(
+        total_parameters=count(params, params),
+        trained_parameters=count(params, engine.plan.trained),
+        steps=engine.steps,
+        steps_per_epoch=engine.steps_per_epoch,
+        batch_size=exp.train.batch_size,
+        flops_per_step=float(plain.cost_analysis()["flops"]) * engine.mesh.size,
+        memory=memory,
+        memory_limit=limit,
+        batch_size_that_fits=fits,
+    )
+    return Report(_text(engine, params, figures), figures)
+
+
+def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None):
+    """The compiled step for a batch of this size, from abstract arguments."""
+    step = engine.step
+    if accumulate is not None:
+        step = Step(engine.step.objective, engine.tx, accumulate=accumulate, schedule=engine.schedule)
+    _, params = chain.split(engine.model)
+    places = sharding.param_shardings(params, engine.mesh, engine.checkpoint.family.SHARDING)
+    by_path = {path: _on(jax.ShapeDtypeStruct(p.shape, p.dtype), places[path]) for path, p in params.items()}
+    trained = {path: by_path[path] for path in engine.plan.trained}
+    whole = sharding.replicated(engine.mesh)
+    moving = {
+        "step": _on(jax.ShapeDtypeStruct((), jnp.int32), whole),
+        "trained": trained,
+        "stats": {path: by_path[path] for path in engine.plan.moving},
+        "opt_state": jax.tree.map(_on, jax.eval_shape(engine.tx.init, trained), engine.shardings()["opt_state"]),
+    }
+    moves = {*engine.plan.trained, *engine.plan.moving}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    constant = {"frozen": {p: leaf for p, leaf in by_path.items() if p not in moves}, "key": _on(key, whole)}
+    return step.core.lower(moving, constant, _batch(engine, batch_size)).compile()
+
+
+def _batch(engine: Engine, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The largest batch that the data can give, abstract."""
+    examples = engine.sets["train"]
+    made = engine.transform(examples[0], None)
+    arrays = engine.transform.collate([made], engine.exp.data.max_length)
+    arrays["label"] = examples.labels[:1].astype(np.float32 if examples.multi_label else np.int32)
+    arrays |= {"weight": np.zeros(1, np.float32), "id": np.zeros(1, np.int32)}
+    place = sharding.batch_sharding(engine.mesh)
+    shapes = {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
+    return {name: _on(shape, place) for name, shape in shapes.items()}
+
+
+def _on(leaf, place) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _memory(engine: Engine, compiled) -> dict[str, int]:
+    moving, constant, batch = compiled.args_info[0]
+    shardings = compiled.input_shardings[0]
+
+    def size(infos, places) -> int:
+        leaves = zip(jax.tree.leaves(infos), jax.tree.leaves(places))
+        return sum(
+            int(np.prod(place.shard_shape(info.shape))) * getattr(info.dtype, "itemsize", 8) for info, place in leaves
+        )
+
+    return {
+        "frozen": size(constant["frozen"], shardings[1]["frozen"]),
+        "trained": size(moving["trained"], shardings[0]["trained"]),
+        "statistics": size(moving["stats"], shardings[0]["stats"]),
+        "optimizer": size(moving["opt_state"], shardings[0]["opt_state"]),
+        "batch": size(batch, shardings[2]),
+        "temporaries": int(compiled.memory_analysis().temp_size_in_bytes),
+    }
+
+
+def _limit(mesh: jax.sharding.Mesh) -> int:
+    """Bytes on one device; processes' devices on a CPU share the machine's memory."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+
+
+def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
+    checkpoint, exp = engine.checkpoint, engine.exp
+    if exp.model.init == "random":
+        checkpoint = dataclasses.replace(checkpoint, folder=None)
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in figures.memory.items())
+    share = figures.trained_parameters / figures.total_parameters
+    return "\n".join(
+        [
+            f"weights: {pretrained.foresee(checkpoint, engine.model, exp.model.fresh)}",
+            "",
+            plan_report.by_stage(engine.plan, engine.chains, params),
+            "",
+            f"parameters: {figures.trained_parameters:,} of {figures.total_parameters:,} train ({share:.1%})",
+            f"steps: {figures.steps} of {figures.batch_size} examples, {figures.steps_per_epoch} an epoch",
+            f"cost: {figures.flops_per_step / 1e9:.2f} GFLOP a step, compiled",
+            f"memory on a device: {readable(sum(figures.memory.values()))} ({parts}) of {readable(figures.memory_limit)}",
+            f"largest batch that fits: about {figures.batch_size_that_fits}",
+        ]
+    )
+
+
+def readable(size: float) -> str:
+    """Bytes as a person reads them: 1.2 MB is 1.2e6 bytes."""
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError

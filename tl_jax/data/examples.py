@@ -1,0 +1,97 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Random access to the records of one set.
+
+    examples = sources.folder.read(data, options)["train"]
+    record, label = examples[7], examples.labels[7]
+
+Labels, groups and keys are known without decoding anything; a record is read, and an image decoded, when it is asked
+for. Knows records, not files and not arrays for a model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+
+class Examples:
+    """The records of one or more splits.
+
+    Args:
+      fetch: position -> record, `{"image": uint8[H, W, C]}` or `{"text": str}`; called from several threads.
+      keys: what names each record for good (relative path, row of a file, id in a set); all different.
+      kind: what the records hold.
+      classes: class names by label.
+      labels: int64[N] in [0, C), float32[N, C] of zeros and ones when several classes may hold, None when unknown.
+      groups: what never crosses a split, such as the patient of each record.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[int], dict[str, Any]],
+        keys: Sequence[str],
+        *,
+        kind: Literal["image", "text"],
+        classes: Sequence[str] = (),
+        labels: np.ndarray | None = None,
+        groups: Sequence[str] | None = None,
+        rows: np.ndarray | None = None,
+    ):
+        self.keys, self.kind, self.classes = list(keys), kind, tuple(classes)
+        self.labels = labels
+        self.groups = None if groups is None else list(groups)
+        self._fetch = fetch
+        self._rows = np.arange(len(self.keys)) if rows is None else rows
+        assert len(self._rows) == len(self.keys)
+        assert labels is None or (len(labels) == len(self.keys) and labels.ndim in (1, 2))
+        assert groups is None or len(self.groups) == len(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The raw record at `index`; UserError names the record when it cannot be read."""
+        return self._fetch(int(self._rows[index]))
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels is not None and self.labels.ndim == 2
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+        """The records at `indices`, in that order; nothing is read."""
+        indices = np.asarray(indices, np.int64)
+        return Examples(
+            self._fetch,
+            [self.keys[i] for i in indices],
+            kind=self.kind,
+            classes=self.classes,
+            labels=None if self.labels is None else self.labels[indices],
+            groups=None if self.groups is None else [self.groups[i] for i in indices],
+            rows=self._rows[indices],
+        )
+
+    def relabelled(self, labels: np.ndarray, classes: Sequence[str]) -> "Examples":
+        """The same records with other labels, by the names in `classes`."""
+        return Examples(
+            self._fetch, self.keys, kind=self.kind, classes=classes, labels=labels, groups=self.groups, rows=self._rows
+        )
+
+
+def joined(sets: Sequence[Examples]) -> Examples:
+    """The records of several sets of one kind and the same classes, one set after the other."""
+    starts = np.cumsum([0, *map(len, sets)])
+
+    def fetch(index: int) -> dict[str, Any]:
+        part = int(np.searchsorted(starts, index, side="right")) - 1
+        return sets[part][index - starts[part]]
+
+    assert len({(part.kind, part.classes) for part in sets}) == 1
+    return Examples(
+        fetch,
+        [key for part in sets for key in part.keys],
+        kind=sets[0].kind,
+        classes=sets[0].classes,
+        labels=np.concatenate([part.labels for part in sets]),
+        groups=None if sets[0].groups is None else [group for part in sets for group in part.groups],
+    )

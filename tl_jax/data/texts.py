@@ -1,0 +1,151 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Texts as token ids, by the tokenizer that the checkpoint was trained with.
+
+    transform = TextTransform(checkpoint, max_length=128, inputs=("input_ids", "attention_mask"))
+    batch = transform.collate([transform({"text": "hello world"})], length=32)
+
+Ids equal those of transformers; padding is on the right and masked. Knows `tokenizer.json`, not models.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from tl_jax.core.errors import UserError, shorten
+from tl_jax.data.examples import Examples
+
+# Enough to keep all cores busy, few enough that the encodings in flight stay small.
+_CHUNK = 2048
+
+
+class TextTransform:
+    """Records with a text -> int32 ids.
+
+    Args:
+      checkpoint: the folder with `tokenizer.json`.
+      max_length: tokens at most, special ones included; longer texts are cut there. The truncation and padding that
+        the file itself sets are not used.
+      inputs: which of `input_ids`, `attention_mask`, `token_type_ids` the network takes.
+      vocab_size: rows of the embedding; an id beyond them is an error. None leaves ids unchecked.
+
+    Raises:
+      UserError: no `tokenizer.json`, or one that cannot be read.
+    """
+
+    def __init__(
+        self, checkpoint: pathlib.Path, max_length: int, inputs: tuple[str, ...], vocab_size: int | None = None
+    ):
+        import tokenizers
+
+        file = checkpoint / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(
+                str(file), "not found", "save the tokenizer with transformers (save_pretrained writes the file)"
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        # The Rust side raises a bare Exception.
+        except Exception as error:
+            raise UserError(str(file), f"is not a tokenizer ({error})", "fetch the checkpoint again") from error
+        pad = _pad_id(self._tokenizer, checkpoint)
+        # Masked positions may hold any id that has an embedding.
+        self._pad = pad if vocab_size is None or pad < vocab_size else 0
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+        self._file, self._inputs, self._vocab_size = str(file), tuple(inputs), vocab_size
+        self._known: dict[str, dict[str, np.ndarray]] = {}
+
+    def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """`{"text": str}` -> `{"input_ids": int32[t]}`, with `token_type_ids` int32[t] where the network takes them;
+        1 <= t <= max_length. Nothing is random.
+
+        Raises:
+          UserError: an empty text, one that is not Unicode (a lone surrogate), an id beyond the vocabulary.
+        """
+        text = record["text"]
+        if text in self._known:
+            return self._known[text]
+        wrong = _wrong(text)
+        if wrong:
+            raise UserError(repr(text[:40]), wrong, "mend or remove the record")
+        return self._arrays(self._tokenizer.encode(text))
+
+    def lengths(self, examples: Examples) -> np.ndarray:
+        """int32[N], tokens of every example. What is tokenised here is not tokenised again when a batch is made.
+
+        Raises:
+          UserError: as a call does, naming every such record.
+        """
+        lengths = np.zeros(len(examples), np.int32)
+        mistakes = []
+        for start in range(0, len(examples), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(examples)))
+            texts = [examples[i]["text"] for i in positions]
+            wrong = [f"{examples.keys[i]} {what}" for i, text in zip(positions, texts) if (what := _wrong(text))]
+            mistakes += wrong
+            if wrong:
+                continue
+            for i, text, encoding in zip(positions, texts, self._tokenizer.encode_batch(texts)):
+                self._known[text] = self._arrays(encoding)
+                lengths[i] = len(self._known[text]["input_ids"])
+        if mistakes:
+            raise UserError("data", shorten(mistakes), "mend or remove these records")
+        return lengths
+
+    def collate(self, examples: list[dict], length: int | None = None) -> dict[str, np.ndarray]:
+        """The network's inputs as int32[B, length]: ids, ones where there is a token, types; zeros and the padding id
+        elsewhere. `length` is the longest of them when None, and must not be shorter."""
+        counts = np.array([len(example["input_ids"]) for example in examples])
+        length = length or int(counts.max())
+        assert counts.max() <= length, (counts.max(), length)
+        batch = {}
+        for name in self._inputs:
+            batch[name] = np.full((len(examples), length), self._pad if name == "input_ids" else 0, np.int32)
+            for row, (example, count) in enumerate(zip(examples, counts)):
+                batch[name][row, :count] = 1 if name == "attention_mask" else example[name]
+        return batch
+
+    def _arrays(self, encoding) -> dict[str, np.ndarray]:
+        ids = np.array(encoding.ids, np.int32)
+        if not len(ids):
+            raise UserError(self._file, "makes no token of a text", "remove texts of invisible characters only")
+        if self._vocab_size is not None and ids.max() >= self._vocab_size:
+            raise UserError(
+                self._file,
+                f"gives id {ids.max()} ({self._tokenizer.id_to_token(int(ids.max()))!r}), the network has "
+                f"{self._vocab_size} embeddings",
+                "use the tokenizer that belongs to the checkpoint",
+            )
+        arrays = {"input_ids": ids}
+        if "token_type_ids" in self._inputs:
+            arrays["token_type_ids"] = np.array(encoding.type_ids, np.int32)
+        return arrays
+
+
+def _wrong(text: str) -> str:
+    if not text.strip():
+        return "is empty"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"is not Unicode: a lone surrogate at character {error.start}"
+    return ""
+
+
+def _pad_id(tokenizer, checkpoint: pathlib.Path) -> int:
+    """The published padding id; 0 where there is none, as padding is masked."""
+    if tokenizer.padding is not None:
+        return tokenizer.padding["pad_id"]
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (checkpoint / name).is_file():
+            try:
+                token = json.loads((checkpoint / name).read_text(encoding="utf-8")).get("pad_token")
+            except (ValueError, AttributeError) as error:
+                raise UserError(str(checkpoint / name), "holds no JSON object", "fetch the checkpoint again") from error
+            token = token.get("content") if isinstance(token, dict) else token
+            pad = tokenizer.token_to_id(token) if isinstance(token, str) else None
+            if pad is not None:
+                return pad
+    return 0

@@ -1,0 +1,314 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Assembles a run from a config; the only module that knows every folder.
+
+    engine = build(exp)                               # pure pieces, nothing started, nothing read but headers and data
+    state = engine.init()                             # weights on the devices, frozen and trained apart
+    for batch in engine.train_batches(0, 100):
+        state, metrics = engine.train_step(state, batch)
+
+Everything here can be used inside somebody else's loop; `runs.run` is the loop that the command line uses.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from tl_jax import config, pretrained
+from tl_jax.core import chain, plugins
+from tl_jax.core.chain import EVAL, Chains
+from tl_jax.core.errors import UserError
+from tl_jax.data import pipeline, splits
+from tl_jax.data.batches import BatchPlan
+from tl_jax.data.examples import Examples
+from tl_jax.data.images import ImageTransform
+from tl_jax.data.preprocessor import image_spec
+from tl_jax.data.texts import TextTransform
+from tl_jax.parallel import mesh as meshes
+from tl_jax.parallel import sharding
+from tl_jax.plan.resolve import Resolved, resolve
+from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
+from tl_jax.train import optimizer, schedule
+from tl_jax.train.objective import ChainObjective
+from tl_jax.train.state import State
+from tl_jax.train.step import Step, initial_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """The pieces of a run.
+
+    Attributes:
+      exp: the config.
+      mesh: devices by axis.
+      sets: examples by split.
+      transform: from a raw record to arrays.
+      task: the head, loss and metrics.
+      model: the network, abstract, head included.
+      chains: its stages.
+      plan: what happens to every parameter.
+      steps: updates in the whole run; `steps_per_epoch` of them see every training example once.
+      schedule, tx: the learning rate by step, and the optimizer over trained parameters.
+      step: the training step; `train_step` and `step_fn` are it, jitted and not.
+      callbacks: told of what happens in `runs.run`.
+    """
+
+    exp: config.Experiment
+    mesh: jax.sharding.Mesh
+    sets: Mapping[str, Examples]
+    transform: Any
+    task: Any
+    checkpoint: Checkpoint
+    model: chain.Backbone
+    chains: Chains
+    plan: Resolved
+    train_plan: BatchPlan | None
+    steps: int
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    step: Step
+    callbacks: Sequence[Any] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates that see every training example once."""
+        return self.train_plan.steps_per_epoch
+
+    def init(self) -> State:
+        """The state at step 0: weights read from the file, a fresh head, empty optimizer slots."""
+        return self.init_with_receipt()[0]
+
+    def init_with_receipt(self) -> tuple[State, Loaded]:
+        """The state at step 0, and what loading did."""
+        # A random network keeps its tokenizer and preprocessor, which come from the same folder as the weights.
+        checkpoint = self.checkpoint
+        if self.exp.model.init == "random":
+            checkpoint = dataclasses.replace(checkpoint, folder=None)
+        key = jax.random.key(self.exp.seed)
+        loaded = pretrained.load(
+            checkpoint,
+            self.model,
+            self._add_head,
+            fresh=self.exp.model.fresh,
+            key=jax.random.fold_in(key, 0),
+            dtype="float32",
+            mesh=self.mesh,
+        )
+        return self.state_of(loaded.params), loaded
+
+    def state_of(self, params: chain.Params) -> State:
+        """A state at step 0 with these leaves."""
+        shardings = self.shardings()["opt_state"]
+        key = jax.device_put(jax.random.fold_in(jax.random.key(self.exp.seed), 1), sharding.replicated(self.mesh))
+        state = initial_state(params, self.plan.trained, self.plan.moving, self.tx, key, shardings)
+        return dataclasses.replace(state, step=jax.device_put(state.step, sharding.replicated(self.mesh)))
+
+    def train_step(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
+        """One jitted, donated update; `batch` holds the global batch, on the host or on the devices."""
+        return self.step(state, batch)
+
+    def step_fn(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
+        """The same update unjitted, for an outer `jit`, `scan` or `vmap`."""
+        return self.step.fn(state, batch)
+
+    @functools.cached_property
+    def _eval(self):
+        def forward(params, batch):
+            outputs, _ = chain.run_chains(self.model, self.chains, params, batch, lambda _: EVAL, dtype=self._dtype)
+            losses = {"loss": self.task.loss(outputs, batch)[0]} if "label" in batch else {}
+            # Copied to every device: the host then reads it whole, on any number of processes.
+            kept = {"logits": outputs["logits"], "weight": batch["weight"], **losses}
+            return jax.lax.with_sharding_constraint(kept, sharding.replicated(self.mesh))
+
+        return jax.jit(forward)
+
+    def eval_step(self, state: State, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """`logits`, `weight` and, with labels in the batch, `loss` float32[B]: no dropout, running statistics."""
+        batch = self.place(batch)
+        if "weight" not in batch:
+            batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
+        return self._eval(state.params, batch)
+
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """A batch of this process' rows as global arrays, sharded by example; arrays on devices stay."""
+        return sharding.put_batch(batch, self.mesh)
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
+        """Batches of steps [start, stop), on the devices: a pure function of the seed and the step."""
+        return self._batches(self.sets["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
+
+    def eval_batches(self, examples: Examples) -> Iterator[dict[str, jax.Array]]:
+        """All examples in order; the last batch is filled up with examples of weight 0."""
+        size = self.exp.train.eval_batch_size or self.exp.train.batch_size
+        lengths = self.transform.lengths(examples)
+        plan = BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=_buckets(self.exp.data))
+        return self._batches(examples, plan, 0, plan.steps_per_epoch, 0, augment=False)
+
+    def _batches(self, examples: Examples, plan: BatchPlan, start: int, stop: int, seed: int, augment: bool):
+        rows = sharding.process_rows(self.mesh, plan.batch_size)
+        threads = self.exp.data.threads
+        host = pipeline.batches(
+            examples,
+            self.transform,
+            plan,
+            start=start,
+            stop=stop,
+            rows=rows,
+            seed=seed,
+            augment=augment,
+            threads=threads,
+        )
+        return pipeline.on_device(host, self.place)
+
+    @property
+    def _dtype(self):
+        return jnp.bfloat16 if self.exp.model.dtype == "bfloat16" else None
+
+    def _add_head(self, model: chain.Backbone, rngs: nnx.Rngs) -> None:
+        model.add_stage("head", self.task.head(model.width, rngs=rngs))
+
+    def shardings(self) -> dict[str, Any]:
+        """Of everything that moves, in the form of `State.moving`."""
+        _, params = chain.split(self.model)
+        by_path = sharding.param_shardings(params, self.mesh, self.checkpoint.family.SHARDING)
+        ours = {path: params[path] for path in self.plan.trained}
+        return {
+            "step": sharding.replicated(self.mesh),
+            "trained": {path: by_path[path] for path in self.plan.trained},
+            "stats": {path: by_path[path] for path in self.plan.moving},
+            "opt_state": sharding.opt_state_shardings(self.tx, ours, by_path, self.mesh),
+        }
+
+    def to_pretrained(self, state: State) -> Pretrained:
+        """The adapted network: callable, and `save(folder)` writes the published layout."""
+        _, loaded = self.init_with_receipt()
+        base = {**loaded.params, **{path: state.params[path] for path in (*self.plan.trained, *self.plan.moving)}}
+        add_head = self._add_head
+        model = pretrained.abstract(self.checkpoint, add_head)
+        chain.merge_into(model, base)
+        published = {**self.checkpoint.published, **self.task.published()}
+        options = {"multi_label": self.task.config.multi_label, "pool": self.task.pool}
+        heads = {pool["pool"]: name for name, (_, pool) in self.checkpoint.family.HEADS.items()}
+        if self.task.pool in heads:
+            published["architectures"] = [heads[self.task.pool]]
+        published["tl_jax"] = {"task": self.exp.task.name, "options": options}
+        return Pretrained(model, self.checkpoint, loaded, published)
+
+
+def build(
+    exp: config.Experiment,
+    mesh: jax.sharding.Mesh | None = None,
+    data: Mapping[str, Examples] | None = None,
+    callbacks: Sequence[Any] = (),
+    saved_split: Mapping[str, list[str]] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Engine:
+    """The pieces of a run: nothing is started, no weight is read, no flag is set.
+
+    Args:
+      mesh: over `exp.mesh` if given.
+      data: examples by split, over `exp.data` if given.
+      callbacks: `train.callbacks.Callback` objects.
+      saved_split: record keys by split, to split exactly as an earlier run did.
+      classes: of an earlier run; no data is then read, and the engine evaluates but does not train.
+
+    Raises:
+      UserError: whatever is wrong in the config, the data or the checkpoint's names and shapes.
+    """
+    config.validate(exp)
+    mesh = meshes.build(exp.mesh) if mesh is None else mesh
+    eval_size = exp.train.eval_batch_size or exp.train.batch_size
+    meshes.check_batch(mesh, exp.train.batch_size // exp.train.accumulate, "train.batch_size (a portion of it)")
+    meshes.check_batch(mesh, eval_size, "train.eval_batch_size")
+    checkpoint = _checkpoint(exp.model)
+    sets = {} if classes is not None else dict(data) if data is not None else read_sets(exp.data, saved_split)
+    train = sets.get("train")
+    if classes is None and not train:
+        raise UserError("data", "has no training examples")
+    tasks = plugins.find("tl_jax.tasks", exp.task.name, "task.name")
+    options = config.parse_options(tasks.Config, exp.task.options, "task.options")
+    task = tasks.Task(options, tuple(classes or train.classes), checkpoint.family.POOLS)
+    for split, examples in sets.items():
+        task.check_labels(examples.labels, examples.keys, f"data ({split})")
+    if exp.train.metric is not None and exp.train.metric not in task.metrics:
+        raise UserError("train.metric", f"is {exp.train.metric!r}, must be one of {', '.join(task.metrics)}")
+    checkpoint = checkpoint.for_pool(task.pool)
+    transform = _transform(exp, checkpoint, train)
+
+    def add_head(model, rngs):
+        model.add_stage("head", task.head(model.width, rngs=rngs))
+
+    model = pretrained.abstract(checkpoint, add_head)
+    chains, params = chain.split(model)
+    plan = resolve(exp.plan, chains, params, exp.optimizer.weight_decay, getattr(model, "reads", None))
+    train_plan, steps = None, 1
+    if train:
+        lengths, seed = transform.lengths(train), exp.seed
+        buckets = _buckets(exp.data)
+        train_plan = BatchPlan(len(train), exp.train.batch_size, seed=seed, shuffle=True, lengths=lengths, buckets=buckets)
+        steps = exp.train.steps or max(1, round(exp.train.epochs * train_plan.steps_per_epoch))
+    rate = schedule.build(exp.optimizer, steps)
+    frozen = set(params) - set(plan.trained)
+    tx = optimizer.build(exp.optimizer, rate, lr=plan.lr, decay=plan.decay, frozen=frozen)
+    dtype = jnp.bfloat16 if exp.model.dtype == "bfloat16" else None
+    objective = ChainObjective(model, chains, plan, task.loss, dtype)
+    engine = Engine(
+        exp, mesh, sets, transform, task, checkpoint, model, chains, plan, train_plan, steps, rate, tx, None, callbacks
+    )
+    step = Step(
+        objective,
+        tx,
+        accumulate=exp.train.accumulate,
+        schedule=rate,
+        place=engine.place,
+        out_shardings=engine.shardings(),
+    )
+    return dataclasses.replace(engine, step=step)
+
+
+def read_sets(data: config.Data, saved_split: Mapping[str, list[str]] | None = None) -> dict[str, Examples]:
+    """Examples by split, as the config says."""
+    source = plugins.find("tl_jax.data.sources", data.source, "data.source")
+    options = config.parse_options(source.Config, data.options, "data.options")
+    return splits.split(source.read(data, options), data, saved_split)
+
+
+def _buckets(data: config.Data) -> tuple[int, ...]:
+    return tuple(sorted({*data.buckets, data.max_length}))
+
+
+def _checkpoint(model: config.Model) -> Checkpoint:
+    if model.pretrained is not None:
+        checkpoint = pretrained.open_checkpoint(model.pretrained, model.revision, model.config)
+        if model.family is not None and checkpoint.family.__name__.rpartition(".")[2] != model.family:
+            found = checkpoint.family.__name__.rpartition(".")[2]
+            raise UserError("model.family", f"is {model.family!r}, the checkpoint is of family {found!r}")
+        return checkpoint
+    if model.family is None:
+        raise UserError("model", "has neither pretrained nor family")
+    return pretrained.from_config(dict(model.config), family=model.family)
+
+
+def _transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples | None):
+    """What makes arrays of records, by what the family reads."""
+    wants = "image" if "pixel_values" in checkpoint.family.INPUTS else "text"
+    if train is not None and train.kind != wants:
+        family = checkpoint.family.__name__.rpartition(".")[2]
+        raise UserError("data", f"holds {train.kind}s, the family {family} reads {wants}s", "choose another model")
+    if wants == "image":
+        size = getattr(checkpoint.config, "image_size", 224)
+        spec = image_spec(checkpoint.folder, exp.data.image_size, size, checkpoint.config.num_channels)
+        return ImageTransform(spec, exp.data.augment)
+    if checkpoint.folder is None:
+        raise UserError("model", "texts need a tokenizer", "give model.pretrained; model.init=random drops its weights")
+    if exp.data.augment:
+        raise UserError("data.augment", "is for images, this data holds texts")
+    return TextTransform(
+        checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size
+    )

@@ -1,0 +1,243 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Residual networks (He et al. 2015): the ImageNet form, and the small one for images of CIFAR's size.
+
+    config = Config.from_published({"model_type": "resnet", "depths": [3, 4, 6, 3], ...})
+    small = Config.from_published({"model_type": "resnet", "stem": "cifar", "depths": [3, 3, 3], ...})
+    outputs = Backbone(small, rngs=nnx.Rngs(0))({"pixel_values": images})
+
+Checked against `transformers`' ResNetModel, and against published CIFAR-10 weights with their logits.
+"""
+
+# B batch, H height, W width, C channels, D channels at the end
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tl_jax.core import chain
+from tl_jax.core.chain import Carry, Context
+from tl_jax.core.errors import UserError
+from tl_jax.nn.functions import activation
+from tl_jax.nn.norm import BatchNorm
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+
+MODEL_TYPES = ("resnet", "CIFAR ResNet")
+INPUTS = ("pixel_values",)
+POOLS = ("pooler",)
+HEADS = {"ResNetForImageClassification": ("classification", {}), "CIFAR ResNet": ("classification", {})}
+
+_CIFAR = {"depths": (3, 3, 3), "hidden_sizes": (16, 32, 64), "layer_type": "basic", "shortcut": "pad"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes, under their published names.
+
+    Attributes:
+      embedding_size: channels after the stem.
+      hidden_sizes, depths: channels and blocks of each resolution level; every level but the first halves the image.
+      downsample_in_first_stage: the first level halves it too.
+      downsample_in_bottleneck: in a bottleneck's first convolution instead of its second.
+      hidden_act: of the stem and after each sum.
+      stem: `imagenet` quarters the image by a 7x7 convolution and a maximum; `cifar` keeps its size, by a 3x3 one.
+      shortcut: where the shape changes, a 1x1 convolution (`projection`) or zero channels around (`pad`, option A).
+    """
+
+    num_channels: int = 3
+    embedding_size: int = 64
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    shortcut: Literal["projection", "pad"] = "projection"
+
+    @classmethod
+    def from_published(cls, data: dict[str, Any]) -> "Config":
+        """The config of a published `config.json`; one that says `"stem": "cifar"`, or describes a CIFAR ResNet-N in
+        words, has that form's sizes where it gives none."""
+        named = re.match(r"CIFAR ResNet-(\d+)", str(data.get("architecture", "")))
+        if named:
+            data = {"stem": "cifar", "depths": ((int(named[1]) - 2) // 6,) * 3, **data}
+        if data.get("stem") == "cifar":
+            data = {**_CIFAR, **data}
+            data = {"embedding_size": data["hidden_sizes"][0], **data}
+        config = published_fields(cls, data)
+        activation(config.hidden_act)
+        if len(config.depths) != len(config.hidden_sizes) or not all(config.depths):
+            found = f"depths {list(config.depths)} and hidden_sizes {list(config.hidden_sizes)}"
+            raise UserError("config.json", f"{found} must be of one length, every depth at least 1")
+        sizes = (config.embedding_size, *config.hidden_sizes)
+        if config.shortcut == "pad" and list(sizes) != sorted(sizes):
+            raise UserError("config.json", f"shortcut 'pad' cannot narrow: channels are {list(sizes)}")
+        return config
+
+    def levels(self) -> list[tuple[int, int]]:
+        """(resolution level, number within it) of every block."""
+        return [(level, number) for level, depth in enumerate(self.depths) for number in range(depth)]
+
+    def indices(self) -> list[dict[str, int]]:
+        """Values of the placeholders in the key map: `b` counts blocks, `s` levels, `l` blocks of a level, `i`
+        convolutions of a block; capital letters count from 1."""
+        convs = range(2 if self.layer_type == "basic" else 3)
+        return [
+            {"b": b, "s": s, "l": l, "i": i, "S": s + 1, "I": i + 1}
+            for b, (s, l) in enumerate(self.levels())
+            for i in convs
+        ]
+
+    def without(self, pool: str) -> "Config":
+        """Without what a head with this pooling does not read: there is nothing."""
+        return self
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, padded on both sides alike, and BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=(stride, stride),
+            padding=size // 2,
+            use_bias=False,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x_BHWC, batch_stats: bool):
+        """float[B, H, W, C] -> float[B, H / stride, W / stride, outputs]."""
+        return self.norm(self.conv(x_BHWC), batch_stats)
+
+
+class Stem(ConvNorm):
+    """From pixels to the first feature map."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        super().__init__(config.num_channels, config.embedding_size, size, stride, rngs=rngs)
+        self.act, self.pool = config.hidden_act, config.stem == "imagenet"
+
+    def __call__(self, x_BHWC, context: Context):
+        """float[B, H, W, C] -> feature map in the parameters' dtype."""
+        # Images are float32 whatever the network computes in, and the wider dtype would spread from here.
+        x_BHWC = super().__call__(x_BHWC.astype(self.conv.kernel.dtype), context.mode.batch_stats)
+        x_BHWC = activation(self.act)(x_BHWC)
+        return nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x_BHWC
+
+
+class Block(nnx.Module):
+    """Two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 over a quarter of the channels (bottleneck), and the shortcut."""
+
+    def __init__(self, config: Config, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
+        if config.layer_type == "basic":
+            sizes = [(inputs, outputs, 3, stride), (outputs, outputs, 3, 1)]
+        else:
+            inner = outputs // 4
+            first, second = (stride, 1) if config.downsample_in_bottleneck else (1, stride)
+            sizes = [(inputs, inner, 1, first), (inner, inner, 3, second), (inner, outputs, 1, 1)]
+        self.layers = nnx.List([ConvNorm(*size, rngs=rngs) for size in sizes])
+        if config.shortcut == "projection" and (inputs != outputs or stride != 1):
+            self.shortcut = ConvNorm(inputs, outputs, 1, stride, rngs=rngs)
+        else:
+            self.shortcut = None
+        self.act, self.stride, self.widens = config.hidden_act, stride, outputs - inputs
+
+    def __call__(self, x_BHWC, context: Context):
+        """float[B, H, W, inputs] -> float[B, H / stride, W / stride, outputs]."""
+        y_BHWC = x_BHWC
+        for layer in self.layers[:-1]:
+            # Between convolutions the published network has relu, whatever its `hidden_act`.
+            y_BHWC = nnx.relu(layer(y_BHWC, context.mode.batch_stats))
+        y_BHWC = self.layers[-1](y_BHWC, context.mode.batch_stats)
+        if self.shortcut is not None:
+            x_BHWC = self.shortcut(x_BHWC, context.mode.batch_stats)
+        else:
+            around = (self.widens // 2, self.widens - self.widens // 2)
+            x_BHWC = jnp.pad(x_BHWC[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), around))
+        return activation(self.act)(y_BHWC + x_BHWC)
+
+
+class Pool(nnx.Module):
+    """Mean over the image; a stage without parameters."""
+
+    def __call__(self, x_BHWD, context: Context):
+        """float[B, H, W, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
+        return {"last_hidden_state": x_BHWD, "pooler_output": x_BHWD.mean(axis=(1, 2))}
+
+
+class Backbone(chain.Backbone):
+    """Stages `stem`, `blocks/0` … counted over all resolution levels, and `pool`."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.stem = Stem(config, rngs=rngs)
+        blocks, width = [], config.embedding_size
+        for level, number in config.levels():
+            halves = number == 0 and (level > 0 or config.downsample_in_first_stage)
+            blocks.append(Block(config, width, config.hidden_sizes[level], 2 if halves else 1, rngs=rngs))
+            width = config.hidden_sizes[level]
+        self.blocks = nnx.List(blocks)
+        self.pool = Pool()
+        self.chains = nnx.static({"": ("stem", *(f"blocks/{i}" for i in range(len(blocks))), "pool")})
+        self.width = width
+
+    def begin(self, chain, batch, done) -> Carry:
+        """`pixel_values` float[B, H, W, C], normalised, of any size.
+
+        Raises:
+          UserError: another number of channels.
+        """
+        x_BHWC, channels = batch["pixel_values"], self.config.num_channels
+        if x_BHWC.ndim != 4 or x_BHWC.shape[-1] != channels:
+            found = f"pixel_values are {list(x_BHWC.shape)}, this network takes [B, H, W, {channels}]"
+            raise UserError("batch", found, f"give images of {channels} channels, the channels last")
+        return Carry(x_BHWC, {}, {})
+
+
+_STATS = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
+
+
+def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
+    stats = (Rule(f"{norm}.{theirs}", f"{path}/norm/{ours}", SAME) for theirs, ours in _STATS)
+    return (Rule(f"{conv}.weight", f"{path}/conv/kernel", CONV), *stats)
+
+
+def _head(name: str) -> tuple[Rule, ...]:
+    return (Rule(f"{name}.weight", "head/kernel", LINEAR), Rule(f"{name}.bias", "head/bias", SAME))
+
+
+_HF, _STEM = "resnet.encoder.stages.{s}.layers.{l}", "resnet.embedder.embedder"
+_COUNTERS = r".*\.num_batches_tracked"
+SOURCES = {
+    "hf": Source(
+        rules=(
+            *_conv_norm(f"{_STEM}.convolution", f"{_STEM}.normalization", "stem"),
+            *_conv_norm(f"{_HF}.layer.{{i}}.convolution", f"{_HF}.layer.{{i}}.normalization", "blocks/{b}/layers/{i}"),
+            *_conv_norm(f"{_HF}.shortcut.convolution", f"{_HF}.shortcut.normalization", "blocks/{b}/shortcut"),
+            *_head("classifier.1"),
+        ),
+        prefix="resnet.",
+        ignored=(_COUNTERS,),
+        optional=(r"classifier\..*",),
+    ),
+    "akamaster": Source(  # github.com/akamaster/pytorch_resnet_cifar10, saved from a DataParallel module
+        rules=(
+            *_conv_norm("module.conv1", "module.bn1", "stem"),
+            *_conv_norm("module.layer{S}.{l}.conv{I}", "module.layer{S}.{l}.bn{I}", "blocks/{b}/layers/{i}"),
+            *_head("module.linear"),
+        ),
+        prefix="module.",
+        ignored=(_COUNTERS,),
+        optional=(r"module\.linear\..*",),
+    ),
+}
+SHARDING = ()  # `fsdp` alone; nothing here is worth splitting over `tensor`.

@@ -1,0 +1,59 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Presets: pattern lists written for the user, nothing more.
+
+    train_patterns("last_n", stage_names, paths, n=2)    # ('blocks/10/.*', 'blocks/11/.*', 'norm/.*', 'head/.*')
+"""
+
+import re
+from collections.abc import Sequence
+
+from tl_jax.core.errors import UserError
+
+_BLOCK = re.compile(r"(.*/)?blocks/\d+")
+
+
+def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: int | None = None) -> tuple[str, ...]:
+    """The preset's list of what trains.
+
+    Args:
+      stages: all stage names in order.
+      paths: paths of all leaves that can train.
+      n: for `last_n`.
+
+    Raises:
+      UserError: the network has not what the preset speaks of.
+    """
+    head = ("head/.*",) if any(path.startswith("head/") for path in paths) else ()
+    if preset == "full":
+        return (".*",)
+    if preset == "linear_probe":
+        if not head:
+            raise UserError("plan.preset", "linear_probe trains the head, and this network has none")
+        return head
+    if preset == "last_n":
+        blocks = [number for number, stage in enumerate(stages) if _BLOCK.fullmatch(stage)]
+        if n > len(blocks):
+            raise UserError("plan.n", f"is {n}, the network has {len(blocks)} blocks", "use preset=full for all of them")
+        return tuple(f"{re.escape(stage)}/.*" for stage in stages[blocks[-n] :])
+    if preset == "norm_only":
+        # Only norms have a `scale`; their biases are the biases beside one.
+        norms = {path.rpartition("/")[0] for path in paths if path.endswith("/scale")}
+        wanted = [path for path in paths if path.rpartition("/")[0] in norms]
+    else:
+        wanted = [path for path in paths if path.endswith("/bias")]
+    if not wanted:
+        raise UserError("plan.preset", f"{preset} finds nothing to train in this network")
+    return (*map(re.escape, wanted), *head)
+
+
+def depths(stages: Sequence[str]) -> dict[str, int]:
+    """How far each stage is from the end, as layer-wise decay counts it (timm, BEiT): 0 for everything after the last
+    block, 1 for the last block, and one more than the first block for everything before it."""
+    blocks = [number for number, stage in enumerate(stages) if _BLOCK.fullmatch(stage)]
+    steps = {}
+    for number, stage in enumerate(stages):
+        after = [block for block in blocks if block >= number]
+        before_all = blocks and number < blocks[0]
+        steps[stage] = len(blocks) + 1 if before_all else len(after)
+    return steps

@@ -1,0 +1,114 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which parameters train, and how fast: a plan's patterns made into one value per path.
+
+    resolved = resolve(Plan(preset="last_n", n=2, lr=(("head/.*", 10.0),)), chains, params, weight_decay=0.05)
+    resolved.trained      # ('blocks/10/attn/query/kernel', ...)
+
+Patterns are read in order and the first match wins; one that matches nothing is an error. Knows paths and stages, not
+families or tasks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from tl_jax import config
+from tl_jax.core import paths
+from tl_jax.core.chain import Chains, Mode
+from tl_jax.core.errors import UserError
+from tl_jax.plan import cut, presets
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A plan in full.
+
+    Attributes:
+      trained: paths that train, in the model's order; all others are frozen.
+      moving: running statistics that follow the batches.
+      lr: multiple of the learning rate of every trained path.
+      decay: weight decay of every trained path.
+      modes: how each stage runs in training, by stage name.
+      batchnorm: `eval`, `stats` or `train` by name, for the stages that have running statistics.
+      cut: per chain, the number of stages below the cut.
+    """
+
+    trained: tuple[str, ...]
+    moving: tuple[str, ...]
+    lr: Mapping[str, float]
+    decay: Mapping[str, float]
+    modes: Mapping[str, Mode]
+    batchnorm: Mapping[str, str]
+    cut: Mapping[str, int]
+
+
+def resolve(
+    plan: config.Plan,
+    chains: Chains,
+    params: Mapping[str, object],
+    weight_decay: float,
+    reads: Mapping[str, tuple[str, ...]] | None = None,
+) -> Resolved:
+    """One value per path.
+
+    Args:
+      params: every leaf with its shape; abstract will do.
+      weight_decay: where no rule of the plan says otherwise; leaves of at most one dimension get 0.
+      reads: per chain, the earlier chains whose outputs it reads.
+
+    Raises:
+      UserError: a pattern that matches nothing, a plan that trains nothing.
+    """
+    stages = {stage.name: stage for chain in chains.values() for stage in chain}
+    stats = {path for stage in stages.values() for path in stage.stats()}
+    trainable = [path for path in params if path not in stats]
+    patterns = plan.train
+    if plan.preset is not None:
+        patterns = (*patterns, *presets.train_patterns(plan.preset, list(stages), trainable, plan.n))
+    if not patterns:
+        raise UserError("plan", "trains nothing", "give plan.preset (such as linear_probe) or plan.train")
+    trained = paths.matches(patterns, trainable, "plan.train")
+
+    with_stats = [name for name, stage in stages.items() if stage.stats()]
+    batchnorm = {name: "train" if trained.intersection(stages[name].paths()) else "eval" for name in with_stats}
+    asked = paths.first_match(plan.batchnorm, with_stats, "plan.batchnorm")
+    batchnorm.update(asked)
+    for name in (name for name, mode in asked.items() if mode == "train"):
+        norms = {path.rpartition("/")[0] for path in stages[name].stats()}
+        trained.update(p for p in stages[name].paths() if p not in stats and p.rpartition("/")[0] in norms)
+
+    ordered = tuple(path for path in trainable if path in trained)
+    follows = {name for name, mode in batchnorm.items() if mode != "eval"}
+    below = cut.find(chains, ordered, follows, plan.dropout == "all", reads or {})
+    suffix = {stage.name for chain, members in chains.items() for stage in members[below[chain] :]}
+    draws = {"suffix": suffix, "all": set(stages), "none": set()}[plan.dropout]
+    return Resolved(
+        trained=ordered,
+        moving=tuple(path for name in stages if name in follows for path in stages[name].stats()),
+        lr=_rates(plan, stages, ordered),
+        decay=_decays(plan, params, ordered, weight_decay),
+        modes={name: Mode(dropout=name in draws, batch_stats=name in follows) for name in stages},
+        batchnorm=batchnorm,
+        cut=below,
+    )
+
+
+def _rates(plan: config.Plan, stages, trained) -> dict[str, float]:
+    rates = {path: 1.0 for path in trained}
+    if plan.layer_decay is not None:
+        for name, depth in presets.depths(list(stages)).items():
+            rates.update({path: plan.layer_decay**depth for path in stages[name].paths() if path in rates})
+    for path, multiple in paths.first_match(plan.lr, trained, "plan.lr").items():
+        rates[path] *= multiple
+    return rates
+
+
+def _decays(plan: config.Plan, params, trained, weight_decay: float) -> dict[str, float]:
+    by_shape = {path: weight_decay if len(params[path].shape) > 1 else 0.0 for path in trained}
+    return {**by_shape, **paths.first_match(plan.decay, trained, "plan.decay")}
+
+
+def count(params: Mapping[str, object], names) -> int:
+    """Numbers in the leaves at these paths."""
+    return sum(math.prod(params[path].shape) for path in names)

@@ -1,0 +1,347 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Published weights as a module, and back.
+
+    pretrained = load_pretrained("path/to/folder-or-hub-id")
+    outputs = pretrained({"input_ids": ids})        # {"last_hidden_state": …, "pooler_output": …}
+    pretrained.save("out/folder")                   # the published layout again, byte-equal tensors
+
+The network is built abstractly, every tensor of the file is matched by name and shape, and only then is anything
+read: straight to the devices, one tensor at a time.
+"""
+
+import dataclasses
+import json
+import pathlib
+import types
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tl_jax.core import chain, plugins
+from tl_jax.core.chain import EVAL, Backbone, Params
+from tl_jax.core.errors import UserError, shorten
+from tl_jax.parallel import sharding
+from tl_jax.weights import hub
+from tl_jax.weights import save as saving
+from tl_jax.weights.files import WeightFiles
+from tl_jax.weights.fill import fill
+from tl_jax.weights.match import Match, match_tensors, source_that_fits
+from tl_jax.weights.receipt import Entry, Receipt
+from tl_jax.weights.rules import Source
+
+_REFUSED_KEYS = ("auto_map", "_target_", "custom_pipelines")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint before anything of it is read, or the plan of a network from scratch.
+
+    Attributes:
+      folder: where it is; None from scratch.
+      published: the content of its `config.json`.
+      family: the module that builds it.
+      config: that family's Config.
+    """
+
+    folder: pathlib.Path | None
+    published: dict[str, Any]
+    family: types.ModuleType
+    config: Any
+
+    @property
+    def files_at(self) -> pathlib.Path:
+        """The folder, or the weight file that was named itself."""
+        return self.folder
+
+    def for_pool(self, pool: str) -> "Checkpoint":
+        """Without the parts that a head with this pooling does not read."""
+        return dataclasses.replace(self, config=self.config.without(pool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Arrays on the devices, and how they came there.
+
+    Attributes:
+      params: all leaves by path.
+      receipt: every tensor and parameter accounted for.
+      source: the layout to save in.
+      match: how the file's tensors were paired; None from scratch.
+    """
+
+    params: Params
+    receipt: Receipt
+    source: Source
+    match: Match | None
+
+
+def open_checkpoint(name: str, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Find a checkpoint and read its `config.json`.
+
+    Raises:
+      UserError: nothing there, no `config.json`, an architecture that no family builds, code asked to be run.
+    """
+    folder = hub.resolve(name, revision)
+    path = (folder if folder.is_dir() else folder.parent) / "config.json"
+    try:
+        published = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            WeightFiles(folder)  # A folder of pickles is told so first.
+        raise UserError(str(folder), "has no config.json", "give the folder as it was published") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not JSON ({error})", "download it again") from error
+    if not isinstance(published, dict):
+        raise UserError(str(path), "is no object of fields", "download it again")
+    refused = [key for key in _REFUSED_KEYS if key in published]
+    if refused:
+        raise UserError(str(path), f"asks to run code of its own ({shorten(refused)}), which is never done")
+    return from_config({**published, **(overrides or {})}, folder, str(path))
+
+
+def from_config(
+    published: dict[str, Any], folder: pathlib.Path | None = None, where: str = "model.config", family: str | None = None
+) -> Checkpoint:
+    """The family that builds what a `config.json` describes, with its Config."""
+    module = _family(published, where, family)
+    try:
+        config = module.Config.from_published(published)
+    except UserError as error:
+        raise UserError(where, f"{error.where + ': ' if error.where != 'config.json' else ''}{error.what}") from error
+    return Checkpoint(folder, published, module, config)
+
+
+def build(checkpoint: Checkpoint, add_head: Callable[[Backbone, nnx.Rngs], None] | None, key: jax.Array) -> Backbone:
+    """The network with all leaves initialised; use under `nnx.eval_shape` for an abstract one."""
+    rngs = nnx.Rngs(params=key)
+    model = checkpoint.family.Backbone(checkpoint.config, rngs=rngs)
+    if add_head is not None:
+        add_head(model, rngs)
+    return model
+
+
+def abstract(checkpoint: Checkpoint, add_head=None) -> Backbone:
+    """The network without arrays."""
+    return nnx.eval_shape(lambda: build(checkpoint, add_head, jax.random.key(0)))
+
+
+def load(
+    checkpoint: Checkpoint,
+    model: Backbone,
+    add_head: Callable[[Backbone, nnx.Rngs], None] | None = None,
+    *,
+    fresh: Collection[str] = (),
+    key: jax.Array | None = None,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """Fill the abstract `model` from the checkpoint's files and, where `fresh` says so, by initialisation.
+
+    Args:
+      model: from `abstract(checkpoint, add_head)`.
+      fresh: patterns of paths to initialise.
+      key: for initialisation; a typed key.
+      dtype: of floating parameters; see `weights.fill`.
+      mesh: to shard over; None for the default device.
+    """
+    chains, params = chain.split(model)
+    shardings = None
+    if mesh is not None:
+        shardings = sharding.param_shardings(params, mesh, checkpoint.family.SHARDING)
+    indices, sources = checkpoint.config.indices(), checkpoint.family.SOURCES
+    if checkpoint.folder is None:
+        arrays = initialise(checkpoint, add_head, tuple(params), key, shardings)
+        return Loaded(arrays, Receipt(fresh=tuple(params)), next(iter(sources.values())), None)
+    files, where = WeightFiles(checkpoint.folder), str(checkpoint.folder)
+    source = sources[source_that_fits(sources, indices, files.tensors)]
+    match = match_tensors(source, indices, files.tensors, params, tuple(fresh), where)
+    stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
+    arrays, receipt = fill(files, match, params, dtype, shardings, where, exact=stats)
+    arrays.update(initialise(checkpoint, add_head, match.fresh, key, shardings))
+    return Loaded({path: arrays[path] for path in params}, receipt, source, match)
+
+
+def foresee(checkpoint: Checkpoint, model: Backbone, fresh: Collection[str]) -> Receipt:
+    """The receipt that loading will give, from names and shapes alone; without casts and digest."""
+    _, params = chain.split(model)
+    if checkpoint.folder is None:
+        return Receipt(fresh=tuple(params))
+    files, _, match = _matched(checkpoint, params, fresh)
+    entries = (Entry(names, paths, layout.name, files.tensors[names[0]].dtype) for names, paths, layout in match.filled)
+    return Receipt(str(checkpoint.folder), "", tuple(entries), match.fresh, match.dropped, match.ignored)
+
+
+def _matched(checkpoint: Checkpoint, params, fresh: Collection[str]) -> tuple[WeightFiles, Source, Match]:
+    indices, sources = checkpoint.config.indices(), checkpoint.family.SOURCES
+    files = WeightFiles(checkpoint.folder)
+    source = sources[source_that_fits(sources, indices, files.tensors)]
+    return files, source, match_tensors(
+        source, indices, files.tensors, params, tuple(fresh), str(checkpoint.folder)
+    )
+
+
+def initialise(checkpoint, add_head, wanted: tuple[str, ...], key, shardings=None) -> Params:
+    """Only the leaves at these paths, with the values a full initialisation by `key` would give them."""
+    if not wanted:
+        return {}
+
+    # One program for the whole network of which the compiler keeps what the wanted leaves need.
+    def init(key):
+        _, params = chain.split(build(checkpoint, add_head, key))
+        return {path: params[path] for path in wanted}
+
+    out = None if shardings is None else {path: shardings[path] for path in wanted}
+    return jax.jit(init, out_shardings=out)(jax.random.key(0) if key is None else key)
+
+
+class Pretrained:
+    """A network with its weights, its receipt and its way back to files.
+
+    Attributes:
+      model: the NNX module.
+      receipt: every tensor accounted for.
+      config: the content of `config.json`.
+      classes: names of the head's classes; empty without a head.
+    """
+
+    def __init__(self, model: Backbone, checkpoint: Checkpoint, loaded: Loaded, config: dict[str, Any]):
+        self.model, self.receipt, self.config = model, loaded.receipt, config
+        self._checkpoint, self._source, self._match = checkpoint, loaded.source, loaded.match
+        self.classes = class_names(config) if any("head" in stages for stages in model.chains.values()) else ()
+        # An array that is still the loaded one is written as the file's own bytes, whatever it was cast to.
+        self._loaded = {path: weakref.ref(leaf) for path, leaf in loaded.params.items()}
+        self._chains = chain.split(model)[0]
+        self._forward = jax.jit(lambda params, batch: chain.run_chains(model, self._chains, params, batch, _eval)[0])
+
+    @property
+    def params(self) -> Params:
+        """All leaves by path, as the module holds them now."""
+        return chain.split(self.model)[1]
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Named outputs for a dict of arrays, see the family's `begin`; other fields of the dict are left alone."""
+        inputs = {name: jnp.asarray(batch[name]) for name in self._checkpoint.family.INPUTS if name in batch}
+        missing = self._checkpoint.family.INPUTS[0]
+        if missing not in inputs:
+            raise UserError("batch", f"has no {missing}, there are {shorten(sorted(batch))}")
+        return self._forward(self.params, inputs)
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Write the published layout: `config.json`, weights under their published names, tokenizer and preprocessor
+        files. Tensors that did not change are copied from the source files.
+
+        Raises:
+          UserError: the folder exists and is not empty.
+        """
+        params = self.params
+        changed = {path for path, leaf in params.items() if self._loaded.get(path, _gone)() is not leaf}
+        fresh = set() if self._match is None else set(self._match.fresh)
+        base = None if self._match is None else (self._checkpoint.folder, self._match)
+        saving.save(
+            pathlib.Path(folder),
+            params,
+            changed | fresh,
+            self.config,
+            self._source,
+            self._checkpoint.config.indices(),
+            base,
+        )
+
+
+def load_pretrained(
+    source: str | pathlib.Path,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+) -> Pretrained:
+    """Load published weights, with the head that the checkpoint carries, if any.
+
+    Args:
+      source: a folder with `config.json` and `*.safetensors`, a hub id, or `package:NAME/FOLDER`.
+      mesh: devices to shard the parameters over, with axes `data`, `fsdp`, `tensor`; None for the default device.
+      dtype: `float32` or `bfloat16`; None keeps the file's (float16 is widened to float32).
+      revision: branch, tag or commit of a hub id.
+
+    Raises:
+      UserError: nothing there, or weights and `config.json` that do not fit each other.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError("dtype", f"is {dtype!r}, must be float32, bfloat16 or None")
+    checkpoint = open_checkpoint(str(source), revision)
+    published = published_head(checkpoint)
+    add_head = None
+    if published is not None:
+        task, _ = published
+        checkpoint = checkpoint.for_pool(task.pool)
+
+        def add_head(model, rngs):
+            model.add_stage("head", task.head(model.width, rngs=rngs))
+
+    elif not _has_pooler(checkpoint):
+        checkpoint = checkpoint.for_pool("")
+    model = abstract(checkpoint, add_head)
+    loaded = load(checkpoint, model, add_head, dtype=dtype, mesh=mesh)
+    chain.merge_into(model, loaded.params)
+    return Pretrained(model, checkpoint, loaded, checkpoint.published)
+
+
+def published_head(checkpoint: Checkpoint):
+    """(task, options) of the head that the checkpoint's `config.json` names, or None."""
+    published = checkpoint.published
+    ours = published.get("tl_jax", {})
+    kind = (published.get("architectures") or [published.get("architecture") or ""])[0]
+    name, options = ours.get("task"), ours.get("options", {})
+    if name is None:
+        known = [head for head in checkpoint.family.HEADS if kind.startswith(head)]
+        if not known:
+            return None
+        name, options = checkpoint.family.HEADS[known[0]]
+        options = dict(options, multi_label=published.get("problem_type") == "multi_label_classification")
+    module = plugins.find("tl_jax.tasks", name)
+    return module.Task(module.Config(**options), class_names(published), checkpoint.family.POOLS), options
+
+
+def class_names(published: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a head's classes in the order of its logits, as a `config.json` gives them."""
+    if "id2label" not in published and "classes_order" in published:
+        return tuple(map(str, published["classes_order"]))
+    labels = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(published.get("num_labels", 2))}
+    return tuple(str(labels[str(i)]) for i in range(len(labels)))
+
+
+def _has_pooler(checkpoint: Checkpoint) -> bool:
+    rules = [rule for source in checkpoint.family.SOURCES.values() for rule in source.rules]
+    wanted = {name for rule in rules for name, path in _pairs(rule) if path.startswith("pooler/")}
+    files = WeightFiles(checkpoint.folder)
+    known = [source.canonical(name, wanted) for source in checkpoint.family.SOURCES.values() for name in files.tensors]
+    return bool(wanted.intersection(known))
+
+
+def _pairs(rule):
+    tensors, params = (side if isinstance(side, tuple) else (side,) for side in (rule.tensors, rule.params))
+    return [(name, path) for name in tensors for path in params]
+
+
+def _family(published: Mapping[str, Any], where: str, name: str | None) -> types.ModuleType:
+    if name is not None:
+        return plugins.find("tl_jax.models", name, "model.family")
+    kind = published.get("model_type") or published.get("architecture") or ""
+    modules = [plugins.find("tl_jax.models", name) for name in plugins.names("tl_jax.models")]
+    for module in modules:
+        if any(str(kind).startswith(known) for known in module.MODEL_TYPES):
+            return module
+    known = sorted(kind for module in modules for kind in module.MODEL_TYPES)
+    raise UserError(where, f"no family builds {kind!r}; there are {', '.join(known)}")
+
+
+def _eval(_: str):
+    return EVAL
+
+
+def _gone():
+    return None

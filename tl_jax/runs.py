@@ -1,0 +1,320 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A whole run in a folder: start, go on, finish, and come back to it.
+
+    summary = run(exp, workdir="runs/x")
+    pretrained = load_run("runs/x")
+
+The same folder goes on by itself from its last good checkpoint; a finished run is not run again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from tl_jax import config, evaluation
+from tl_jax.core import chain
+from tl_jax.core import folder as folders
+from tl_jax.core.errors import UserError, shorten
+from tl_jax.data import splits
+from tl_jax.data.examples import Examples
+from tl_jax.engine import Engine, build
+from tl_jax.plan.resolve import count
+from tl_jax.pretrained import Loaded, Pretrained
+from tl_jax.report import plan as plan_report
+from tl_jax.report.console import Console
+from tl_jax.train import loop
+from tl_jax.train.callbacks import Callback
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.state import State
+from tl_jax.train.stopping import StopRequest
+
+# How many training examples the closing table is computed from, beside all of validation and test.
+_TRAIN_SAMPLE = 1000
+# What may differ when a run goes on: it changes neither the batches nor the mathematics.
+_MAY_CHANGE = ("mesh", "data.threads")
+
+
+def run(
+    exp: config.Experiment,
+    workdir: str | epath.Path,
+    *,
+    data: Mapping[str, Examples] | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train, evaluate and write everything down, as `launch.py` does.
+
+    Args:
+      workdir: of this run; one that was interrupted goes on, one that is finished returns its summary.
+      data: examples by split, over `exp.data` if given.
+      quiet: print nothing.
+
+    Returns:
+      The content of `summary.json`.
+
+    Raises:
+      UserError: anything wrong in the config, the data, the weights, or a workdir of another config.
+      Stopped: SIGINT or SIGTERM came; the run is saved and goes on when called again.
+    """
+    config.validate(exp)
+    folder = folders.open_folder(workdir)
+    _check_shared(folder)
+    with folders.locked(folder):
+        _check_same(exp, folder)
+        summary = folders.read_json(folder / "summary.json")
+        if summary is None:
+            started = exp if exp.pretrain is None else _after_pretraining(exp, folder, quiet)
+            summary = _train(exp, started, folder, data, callbacks, quiet)
+        if exp.baseline and "baseline" not in summary:
+            summary["baseline"] = run(baseline_of(exp), folder / "baseline", data=data, quiet=quiet)
+            _write(folder / "summary.json", summary)
+    return summary
+
+
+def baseline_of(exp: config.Experiment) -> config.Experiment:
+    """The run that `exp` is compared with."""
+    other = config.override(dataclasses.replace(exp, baseline={}), exp.baseline)
+    return dataclasses.replace(other, name=f"{exp.name}, baseline")
+
+
+def load_run(workdir: str | epath.Path) -> Pretrained:
+    """The adapted network of a run, from its best checkpoint (or its last, as the config says).
+
+    Raises:
+      UserError: no run there, no checkpoint yet, or a base that is not the one the run started from.
+    """
+    engine, state = open_run(workdir)
+    return engine.to_pretrained(state)
+
+
+def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine, State]:
+    """The engine and the adapted state of a run, ready for `eval_step`.
+
+    Args:
+      with_data: read the run's data and split it as the run did.
+    """
+    folder = epath.Path(workdir)
+    kept = folders.read_json(folder / "splits.json")
+    if kept is None or not (folder / "config.json").exists():
+        raise UserError(str(workdir), "holds no run", "train one there first")
+    exp = _with_source(config.from_dict(folders.read_json(folder / "config.json"), str(folder / "config.json")), folder)
+    if with_data:
+        engine = build(exp, saved_split=kept["splits"])
+    else:
+        engine = build(exp, classes=kept["classes"])
+    state, loaded = engine.init_with_receipt()
+    _check_base(folder, loaded)
+    with _checkpoints(engine, folder) as checkpoints:
+        step = checkpoints.best() if exp.train.restore_best else None
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(str(workdir), "has no checkpoint yet", "let it train until the first one")
+        state, _ = _restored(engine, state, loaded, checkpoints, step)
+    return engine, state
+
+
+def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
+    console = Console(folder, exp.train.batch_size, quiet)
+    main = jax.process_index() == 0
+    callbacks = [*([console] if main else []), *callbacks]
+    console.say(f"reading {started.data.source} data") if main else None
+    kept = folders.read_json(folder / "splits.json")
+    engine = build(started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None)
+    console.say("loading weights") if main else None
+    state, loaded = engine.init_with_receipt()
+    _check_base(folder, loaded)
+    _write(folder / "config.json", config.to_dict(exp))
+    _write(folder / "receipt.json", loaded.receipt.to_dict())
+    _write(folder / "plan.json", plan_report.to_dict(engine.plan))
+    _write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
+
+    metric, larger = _metric(engine)
+    validation = engine.sets.get("validation")
+
+    def evaluate(state):
+        found = evaluation.measure(engine, state, validation).metrics
+        return found[metric], found
+
+    per_epoch = engine.steps_per_epoch
+    pace = loop.Pace(
+        total=engine.steps,
+        log_every=exp.train.log_every,
+        eval_every=exp.train.eval_every or per_epoch,
+        save_every=exp.train.save_every or exp.train.eval_every or per_epoch,
+        patience=exp.train.patience,
+        larger_is_better=larger,
+    )
+    with _checkpoints(engine, folder) as checkpoints, StopRequest() as stop:
+        progress = loop.Progress()
+        latest = checkpoints.latest()
+        if latest is not None:
+            state, kept_progress = _restored(engine, state, loaded, checkpoints, latest)
+            progress = loop.Progress(**kept_progress)
+        state, progress = loop.fit(
+            state,
+            progress,
+            step=engine.train_step,
+            batches=engine.train_batches,
+            batch_ids=lambda number: engine.train_plan.batch(number)[0],
+            evaluate=evaluate if validation is not None else None,
+            checkpoints=checkpoints,
+            saved=lambda state: _saved(state, loaded),
+            pace=pace,
+            callbacks=engine.callbacks,
+            stop=stop,
+        )
+        steps_done = int(state.step)
+        best = checkpoints.best() if exp.train.restore_best and validation is not None else None
+        if best is not None and best != steps_done:
+            state, _ = _restored(engine, state, loaded, checkpoints, best)
+    console.say("testing") if main else None
+    summary = _summary(exp, engine, state, progress, steps_done, best)
+    _write(folder / "summary.json", summary)
+    return summary
+
+
+def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: int, best: int | None):
+    began = time.perf_counter()
+    metric, _ = _metric(engine)
+    _, params = chain.split(engine.model)
+    summary = {
+        "name": exp.name,
+        "config_digest": _digest(exp),
+        "seed": exp.seed,
+        "steps": steps,
+        "tested_step": best or steps,
+        "seconds": round(progress.seconds, 3),
+        "compile_seconds": round(progress.compile_seconds, 3),
+        "trained_parameters": count(params, engine.plan.trained),
+        "total_parameters": count(params, params),
+        "metric": metric,
+        "stopped": "early" if progress.stopped_early else "finished",
+        "examples": {split: len(examples) for split, examples in engine.sets.items()},
+        "train": {},
+        "validation": {},
+        "test": {},
+        "intervals": {},
+    }
+    for split in ("train", "validation", "test"):
+        examples = engine.sets.get(split)
+        if examples is None:
+            continue
+        examples = evaluation.thinned(examples, _TRAIN_SAMPLE) if split == "train" else examples
+        found = evaluation.measure(engine, state, examples, intervals=split != "train")
+        summary[split] = dict(found.metrics)
+        if split != "train":
+            summary["intervals"][split] = {name: list(pair) for name, pair in found.intervals.items()}
+        if split == "test":
+            summary["groups"], summary["details"] = found.groups, found.details
+    summary["test_seconds"] = round(time.perf_counter() - began, 3)
+    return json.loads(json.dumps(summary))
+
+
+def _metric(engine: Engine) -> tuple[str, bool]:
+    name = engine.exp.train.metric or engine.task.metric
+    return name, name != "loss"
+
+
+def _checkpoints(engine: Engine, folder: epath.Path) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if _metric(engine)[1] else "min")
+
+
+def _saved(state: State, loaded: Loaded) -> dict[str, Any]:
+    """What differs from the base file: all that moves, and frozen parameters that were initialised."""
+    fresh = {path: state.frozen[path] for path in loaded.receipt.fresh if path in state.frozen}
+    return {**state.moving, "fresh": fresh}
+
+
+def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, step: int) -> tuple[State, dict]:
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _saved(state, loaded)
+    )
+    tree, progress = checkpoints.restore(step, abstract)
+    fresh = tree.pop("fresh")
+    return State(**tree, frozen={**state.frozen, **fresh}, key=state.key), progress
+
+
+def _after_pretraining(exp: config.Experiment, folder: epath.Path, quiet: bool) -> config.Experiment:
+    """Run the experiment that comes first and start from its result."""
+    run(exp.pretrain, folder / "pretrain", quiet=quiet)
+    model = folder / "pretrain" / "model"
+    if not (model / "config.json").exists() and jax.process_index() == 0:
+        temporary = folder / "pretrain" / "model.tmp"
+        temporary.rmtree(missing_ok=True)
+        load_run(folder / "pretrain").save(temporary)
+        temporary.rename(model)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("pretrained model written")
+    return _with_source(exp, folder)
+
+
+def _with_source(exp: config.Experiment, folder: epath.Path) -> config.Experiment:
+    """With `model.pretrained` as a folder of published files, where it is the result of another run."""
+    name = exp.model.pretrained
+    if exp.pretrain is not None:
+        name = str(folder / "pretrain" / "model")
+    elif name is not None and (epath.Path(name) / "splits.json").exists():
+        model = epath.Path(name) / "model"
+        if not (model / "config.json").exists():
+            load_run(name).save(model)
+        name = str(model)
+    return dataclasses.replace(exp, model=dataclasses.replace(exp.model, pretrained=name), pretrain=None)
+
+
+def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
+    old = folders.read_json(folder / "config.json")
+    if old is None:
+        return
+    found = folders.differences(old, config.to_dict(exp))
+    found = [text for text in found if not text.startswith(tuple(f"{name}" for name in _MAY_CHANGE))]
+    if found:
+        raise UserError(
+            str(folder),
+            f"holds a run of another config ({shorten(found)})",
+            "give another --workdir, or the old values to go on",
+        )
+
+
+def _check_base(folder: epath.Path, loaded: Loaded) -> None:
+    receipt = folders.read_json(folder / "receipt.json")
+    if receipt is not None and receipt["digest"] != loaded.receipt.digest:
+        raise UserError(
+            loaded.receipt.source,
+            f"is not what this run started from (sha256 {loaded.receipt.digest[:12]}, was {receipt['digest'][:12]})",
+            "put the old weights back or start in another workdir",
+        )
+
+
+def _check_shared(folder: epath.Path) -> None:
+    """All processes must see the same folder; told at the start rather than at the first checkpoint."""
+    if jax.process_count() == 1:
+        return
+    mark = folder / ".shared"
+    if jax.process_index() == 0:
+        mark.write_text(str(time.time_ns()))
+    multihost_utils.sync_global_devices("workdir written")
+    seen = mark.read_text() if mark.exists() else ""
+    number = int(hashlib.sha256(seen.encode()).hexdigest()[:7], 16)
+    every = multihost_utils.process_allgather(jax.numpy.asarray(number))
+    if len(set(every.tolist())) > 1:
+        raise UserError(str(folder), "is not the same folder on all processes", "give a --workdir that they share")
+
+
+def _write(path: epath.Path, value: Any) -> None:
+    if jax.process_index() == 0:
+        folders.write_json(path, value)
+
+
+def _digest(exp: config.Experiment) -> str:
+    """Of the config without its seed: runs that share it differ by chance alone."""
+    plain = {key: value for key, value in config.to_dict(exp).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+

@@ -1,0 +1,198 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Classification of images and texts: one label an example, or any number of them.
+
+    task = Task(Config(pool="mean"), classes=("cat", "dog"))
+    model.add_stage("head", task.head(model.width, rngs=rngs))
+    losses, metrics = task.loss(outputs, batch)
+"""
+
+# B batch, T time, D width, C classes, N examples, R resamples
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tl_jax.core import metrics as measures
+from tl_jax.core.errors import UserError, did_you_mean
+from tl_jax.nn.functions import dropout
+
+METRICS = ("accuracy", "macro_f1", "auroc", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the task.
+
+    Attributes:
+      multi_label: every class is a question of its own; labels are float[B, C] of 0 and 1.
+      pool: which feature the head reads: `pooler` (the checkpoint's pooling layer), `cls` (first token) or `mean`
+        (over the tokens that count); None for the family's own.
+      dropout: of the feature, in training.
+    """
+
+    multi_label: bool = False
+    pool: str | None = None
+    dropout: float = 0.0
+
+
+class Head(nnx.Linear):
+    """A linear layer over one pooled feature; starts from N(0, 0.02²) and zero biases."""
+
+    def __init__(self, width: int, classes: int, pool: str, dropout: float, *, rngs: nnx.Rngs):
+        super().__init__(width, classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.pool, self.dropout = pool, dropout
+
+    def __call__(self, x, context):
+        """Named outputs (or `last_hidden_state` alone) -> the same with `logits` float32[B, C]."""
+        outputs = dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
+        feature_BD = pooled(outputs, self.pool, context.batch.get("attention_mask"))
+        feature_BD = dropout(feature_BD, self.dropout, context.key)
+        return {**outputs, "logits": super().__call__(feature_BD).astype(jnp.float32)}
+
+
+def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | None) -> jax.Array:
+    """One feature an example, float[B, D].
+
+    Args:
+      mask_BT: positions that count in a mean; all where None. An example without any gives zeros.
+    """
+    if pool == "pooler":
+        return outputs["pooler_output"]
+    hidden_BTD = outputs["last_hidden_state"]
+    if pool == "cls":
+        return hidden_BTD[:, 0]
+    if mask_BT is None:
+        return hidden_BTD.reshape(hidden_BTD.shape[0], -1, hidden_BTD.shape[-1]).mean(axis=1)
+    mask_BT1 = mask_BT[..., None].astype(jnp.float32)
+    total_BD = jnp.sum(hidden_BTD.astype(jnp.float32) * mask_BT1, axis=1)
+    return (total_BD / jnp.maximum(mask_BT1.sum(axis=1), 1.0)).astype(hidden_BTD.dtype)
+
+
+class Task:
+    """What the engine asks of a task.
+
+    Args:
+      config: the options.
+      classes: names of the classes, in the order of the logits.
+      pools: what the family can pool, its own choice first.
+
+    Raises:
+      UserError: a pooling that the family has not; fewer than two classes.
+    """
+
+    def __init__(self, config: Config, classes: tuple[str, ...], pools: tuple[str, ...]):
+        if config.pool is not None and config.pool not in pools:
+            raise UserError("task.options.pool", f"no {config.pool!r} in this family{did_you_mean(config.pool, pools)}")
+        if not 0 <= config.dropout < 1:
+            raise UserError("task.options.dropout", f"is {config.dropout}, must be in [0, 1)")
+        if len(classes) < (1 if config.multi_label else 2):
+            raise UserError("data", f"has {len(classes)} class, at least 2 are needed")
+        self.config, self.classes, self.pool = config, tuple(classes), config.pool or pools[0]
+        self.metric = "macro_f1" if config.multi_label else "accuracy"
+        self.metrics = METRICS
+
+    def head(self, width: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The stage to append to a backbone of this width."""
+        return Head(width, len(self.classes), self.pool, self.config.dropout, rngs=rngs)
+
+    def published(self) -> dict[str, object]:
+        """What a `config.json` says of this head."""
+        kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
+        names = dict(enumerate(self.classes))
+        return {
+            "id2label": {str(i): name for i, name in names.items()},
+            "label2id": {name: i for i, name in names.items()},
+            "problem_type": kind,
+        }
+
+    def check_labels(self, labels: np.ndarray | None, keys: list[str], where: str) -> None:
+        """Raise UserError unless labels fit the task: there, of the right form, each in range."""
+        if labels is None:
+            raise UserError(where, "has no labels")
+        if (labels.ndim == 2) != self.config.multi_label:
+            have = "several labels an example" if labels.ndim == 2 else "one label an example"
+            raise UserError(where, f"has {have}", f"set task.options.multi_label={labels.ndim == 2}")
+        if labels.ndim == 1:
+            bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+            if len(bad):
+                text = f"label {labels[bad[0]]} of {keys[bad[0]]} is outside 0 to {len(self.classes) - 1}"
+                raise UserError(where, text + (f", as are {len(bad) - 1} more" if len(bad) > 1 else ""))
+
+    def loss(self, outputs, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of each example, computed in float32, and whether it was right.
+
+        Args:
+          batch: `label` int32[B] in [0, C), or float32[B, C] for `multi_label`, whose loss is the mean over classes.
+
+        Returns:
+          float32[B]; {"accuracy": float32[B]}.
+        """
+        logits_BC, labels = outputs["logits"].astype(jnp.float32), batch["label"]
+        if self.config.multi_label:
+            losses_B = optax.sigmoid_binary_cross_entropy(logits_BC, labels).mean(axis=-1)
+            right_B = jnp.all((logits_BC > 0) == (labels > 0.5), axis=-1)
+        else:
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels)
+            right_B = logits_BC.argmax(axis=-1) == labels
+        return losses_B, {"accuracy": right_B.astype(jnp.float32)}
+
+    def measure(self, outputs: Mapping[str, np.ndarray], labels: np.ndarray, weights_RN: np.ndarray):
+        """Metrics of a whole set, each [R]: accuracy, macro-F1, macro AUROC over classes with both kinds.
+
+        Args:
+          outputs: `logits` float32[N, C].
+          weights_RN: how often each example counts; see `core.metrics`.
+        """
+        logits_NC = outputs["logits"]
+        if self.config.multi_label:
+            scores_NC, truth_NC = logits_NC, labels > 0.5
+            predicted_NC = logits_NC > 0
+            right = measures.accuracy(predicted_NC, truth_NC, weights_RN)
+        else:
+            scores_NC, truth_NC = _softmax(logits_NC), measures.one_hot(labels, len(self.classes))
+            predicted_N = logits_NC.argmax(axis=1)
+            predicted_NC = measures.one_hot(predicted_N, len(self.classes))
+            right = measures.accuracy(predicted_N, labels, weights_RN)
+        known = [c for c in range(len(self.classes)) if 0 < truth_NC[:, c].sum() < len(truth_NC)]
+        areas = [measures.auroc(scores_NC[:, c], truth_NC[:, c], weights_RN) for c in known]
+        found = {"accuracy": right, "macro_f1": measures.f1(predicted_NC, truth_NC, weights_RN).mean(axis=1)}
+        if areas:
+            # With two classes both one-against-rest areas are the same number.
+            found["auroc"] = np.stack(areas).mean(axis=0)
+        return found
+
+    def details(self, outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, object]:
+        """What is no single number: F1 by class, and the confusion matrix (rows true, columns predicted)."""
+        truth = labels > 0.5 if self.config.multi_label else measures.one_hot(labels, len(self.classes))
+        logits_NC = outputs["logits"]
+        chosen = logits_NC.argmax(axis=1)
+        predicted = logits_NC > 0 if self.config.multi_label else measures.one_hot(chosen, len(self.classes))
+        by_class = measures.f1(predicted, truth, np.ones((1, len(labels))))[0]
+        found: dict[str, object] = {"f1_by_class": dict(zip(self.classes, map(float, by_class)))}
+        if not self.config.multi_label:
+            found["confusion"] = measures.confusion(chosen, labels, len(self.classes)).tolist()
+        return found
+
+    def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+        """One row an example: the class names chosen, and the probability of every class."""
+        logits_NC = outputs["logits"]
+        chances_NC = 1 / (1 + np.exp(-logits_NC)) if self.config.multi_label else _softmax(logits_NC)
+        rows = []
+        for chances_C in chances_NC:
+            if self.config.multi_label:
+                label = "|".join(name for name, chance in zip(self.classes, chances_C) if chance > 0.5)
+            else:
+                label = self.classes[int(chances_C.argmax())]
+            rows.append({"label": label, **{f"p({n})": float(p) for n, p in zip(self.classes, chances_C)}})
+        return rows
+
+
+def _softmax(logits_NC: np.ndarray) -> np.ndarray:
+    shifted = logits_NC - logits_NC.max(axis=1, keepdims=True)
+    return np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)

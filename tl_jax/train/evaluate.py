@@ -1,0 +1,23 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs of a whole split on the host, each example exactly once."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+
+
+def collect(eval_step: Callable, state, batches: Iterable[Mapping[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """Concatenated outputs in the order of the split, without the examples that only fill up the last batch.
+
+    Args:
+      eval_step: (state, batch) -> dict of arrays whose first dimension is the example, among them `weight`.
+    """
+    # All steps are dispatched before the first result is waited for.
+    parts = [eval_step(state, batch) for batch in batches]
+    kept = []
+    for part in jax.device_get(parts):
+        real = part.pop("weight") > 0
+        kept.append({name: value[real] for name, value in part.items()})
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}

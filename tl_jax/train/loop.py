@@ -1,0 +1,172 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: steps, evaluations, checkpoints, stopping; receives everything, knows no file and no task."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tl_jax.core.errors import UserError
+from tl_jax.parallel import processes
+from tl_jax.train.callbacks import Callback
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.state import State
+from tl_jax.train.stopping import Stopped, StopRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """When what happens, in steps.
+
+    Attributes:
+      total: updates in the run.
+      log_every, eval_every, save_every: at absolute multiples of these.
+      patience: evaluations without a better metric after which it stops; None for never.
+      larger_is_better: of the metric.
+    """
+
+    total: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    patience: int | None
+    larger_is_better: bool = True
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a resumed run must remember beside the state; stored with every checkpoint.
+
+    Attributes:
+      best: the best value of the metric, or None.
+      since_best: evaluations since then.
+      seconds: spent training, over all starts.
+      compile_seconds: of them, until the first step had run.
+      stopped_early: patience ran out.
+    """
+
+    best: float | None = None
+    since_best: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    stopped_early: bool = False
+
+
+def fit(
+    state: State,
+    progress: Progress,
+    *,
+    step: Callable[[State, Any], tuple[State, dict]],
+    batches: Callable[[int, int], Iterator[Any]],
+    batch_ids: Callable[[int], np.ndarray],
+    evaluate: Callable[[State], tuple[float, Mapping[str, float]]] | None,
+    checkpoints: Checkpoints,
+    saved: Callable[[State], Any],
+    pace: Pace,
+    callbacks: Sequence[Callback] = (),
+    stop: StopRequest | None = None,
+) -> tuple[State, Progress]:
+    """Train from `state.step` to `pace.total`, or until patience runs out.
+
+    Args:
+      batches: (start, stop) -> batches of these steps.
+      batch_ids: step -> ids of the global batch, whose checksum goes into the log.
+      saved: state -> what a checkpoint of it holds.
+      evaluate: state -> (metric that chooses the best checkpoint, all metrics); None without a validation split.
+
+    Raises:
+      Stopped: on request, after saving.
+      FloatingPointError: the loss is NaN or infinite; the last good checkpoint stays the latest.
+    """
+    start = int(state.step)
+    if progress.stopped_early or start >= pace.total:
+        return state, progress
+    tell = _Tell(callbacks)
+    tell("on_start", start, pace.total)
+    tell("say", "compiling the step")
+    began, before, first = time.perf_counter(), progress.seconds, True
+    window: list[dict] = []
+    checksum = 0
+    source = batches(start, pace.total)
+    try:
+        for number, batch in zip(range(start + 1, pace.total + 1), source):
+            state, metrics = step(state, batch)
+            if first:
+                jax.block_until_ready(metrics)
+                progress.compile_seconds += time.perf_counter() - began
+                first = False
+            window.append(metrics)
+            checksum = zlib.crc32(np.ascontiguousarray(batch_ids(number - 1)).tobytes(), checksum)
+            last = number == pace.total
+            if number % pace.log_every == 0 or last:
+                _log(number, window, checksum, tell)
+                window, checksum = [], 0
+            metric = None
+            if evaluate is not None and (number % pace.eval_every == 0 or last):
+                metric, found = evaluate(state)
+                tell("on_eval", number, "validation", found)
+                _judge(progress, metric, pace)
+            stopping = _asked_to_stop(stop, number)
+            if number % pace.save_every == 0 or last or stopping or progress.stopped_early or metric is not None:
+                if window:
+                    _log(number, window, checksum, tell)
+                    window, checksum = [], 0
+                progress.seconds = before + time.perf_counter() - began
+                checkpoints.save(number, saved(state), dataclasses.asdict(progress), metric)
+                tell("on_save", number)
+            if stopping:
+                checkpoints.wait()
+                raise Stopped(number, stop.exit_code or 75)
+            if progress.stopped_early:
+                break
+        tell("say", "waiting for the checkpoint")
+        checkpoints.wait()
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+        tell("on_end")
+    return state, progress
+
+
+def _log(number: int, window: list[dict], checksum: int, tell) -> None:
+    """Means over the window; the log shows a NaN before the run ends by it."""
+    values = jax.device_get(window)
+    means = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+    means["learning_rate"] = float(values[-1]["learning_rate"])
+    tell("on_log", number, {**means, "batch_crc32": checksum})
+    if not np.isfinite(means["loss"]):
+        raise FloatingPointError(
+            f"the loss became {means['loss']} in steps {number - len(window) + 1} to {number}: lower"
+            " optimizer.learning_rate, set optimizer.clip_norm, or look for broken records in the data"
+        )
+
+
+def _judge(progress: Progress, metric: float, pace: Pace) -> None:
+    if np.isnan(metric):
+        raise UserError("train.metric", "is undefined on the validation split", "choose another, such as accuracy")
+    better = progress.best is None or (metric > progress.best) == pace.larger_is_better and metric != progress.best
+    progress.best = metric if better else progress.best
+    progress.since_best = 0 if better else progress.since_best + 1
+    progress.stopped_early = pace.patience is not None and progress.since_best >= pace.patience
+
+
+def _asked_to_stop(stop: StopRequest | None, number: int) -> bool:
+    """All processes stop at the same step, whichever of them was asked."""
+    if jax.process_count() > 1:
+        return processes.preempted(number)
+    return stop is not None and stop.exit_code is not None
+
+
+class _Tell:
+    def __init__(self, callbacks: Sequence[Callback]):
+        self.callbacks = callbacks
+
+    def __call__(self, name: str, *args) -> None:
+        for callback in self.callbacks:
+            getattr(callback, name)(*args)

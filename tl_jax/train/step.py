@@ -1,0 +1,172 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: a pure function, differentiated in what trains and in nothing else.
+
+    step = Step(objective, tx, accumulate=1)
+    state, metrics = step(state, batch)
+
+`core(moving, constant, batch)` takes gradients of the trained subtree only: no live value ever touches a frozen
+gradient, so neither its FLOPs, its memory, its norm nor its NaNs exist. `moving` is donated, `constant` never returned.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax.train.state import State
+
+Batch = dict[str, jax.Array]
+
+
+class Counted(NamedTuple):
+    """What a loss returns beside its value.
+
+    Attributes:
+      weight: float32[], how much was counted: examples, tokens. Gradients and metrics are means over it.
+      stats: running statistics that changed.
+      metrics: sums, float32[], to be divided by `weight`.
+    """
+
+    weight: jax.Array
+    stats: dict[str, jax.Array]
+    metrics: dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a step minimises."""
+
+    def prefix(self, frozen: dict[str, jax.Array], batch: Batch) -> Any:
+        """What crosses the cut; runs forward only. None where there is no cut."""
+
+    def loss(self, trained, frozen, stats, crossing, batch: Batch, key: jax.Array) -> tuple[jax.Array, Counted]:
+        """The sum of losses, float32[], and what was counted."""
+
+
+class Step:
+    """`step(state, batch) -> (state, metrics)`, jitted; `step.fn` is the same function unjitted.
+
+    Args:
+      objective: the loss, split at the cut.
+      tx: an Optax transformation over the trained parameters.
+      accumulate: portions the batch is cut into; gradients are summed and divided by all that was counted, so the
+        result is that of the whole batch however the counts are spread.
+      schedule: if given, its value is reported as `learning_rate`.
+      multiples: by path, what updates are multiplied with after `tx`.
+      place: puts a batch of host arrays onto the mesh.
+      out_shardings: of `moving`, so that the second step does not compile again.
+      donate: reuse the memory of what the step replaces.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        tx: optax.GradientTransformation,
+        *,
+        accumulate: int = 1,
+        schedule: optax.Schedule | None = None,
+        multiples: dict[str, float] | None = None,
+        place: Callable[[Batch], Batch] | None = None,
+        out_shardings: Any = None,
+        donate: bool = True,
+    ):
+        self.objective, self.tx, self.accumulate, self.schedule = objective, tx, accumulate, schedule
+        self.multiples, self.place = multiples, place
+        options = {} if out_shardings is None else {"out_shardings": (out_shardings, None)}
+        self.core = jax.jit(self._core, donate_argnums=(0,) if donate else (), **options)
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One update. The arrays of `state.moving` are gone afterwards if the step donates them."""
+        if self.place is not None:
+            batch = self.place(batch)
+        moving, metrics = self.core(state.moving, state.constant, batch)
+        return State(**moving, **state.constant), metrics
+
+    def fn(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """The step unjitted, for an outer `jit`, `scan` or `vmap`."""
+        moving, metrics = self._core(state.moving, state.constant, batch)
+        return State(**moving, **state.constant), metrics
+
+    def _core(self, moving, constant, batch):
+        key = jax.random.fold_in(constant["key"], moving["step"])
+        gradient = jax.value_and_grad(self.objective.loss, has_aux=True)
+
+        def portion(stats, batch, key):
+            crossing = self.objective.prefix(constant["frozen"], batch)
+            return gradient(moving["trained"], constant["frozen"], stats, crossing, batch, key)
+
+        if self.accumulate == 1:
+            (loss, counted), grads = portion(moving["stats"], batch, key)
+        else:
+            (loss, counted), grads = self._accumulate(portion, moving["stats"], batch, key)
+        weight = jnp.maximum(counted.weight, 1e-8)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = self.tx.update(grads, moving["opt_state"], moving["trained"])
+        if self.multiples is not None:
+            updates = {path: update * self.multiples[path] for path, update in updates.items()}
+        metrics = {
+            "loss": loss / weight,
+            "grad_norm": optax.tree.norm(grads),
+            **{name: value / weight for name, value in counted.metrics.items()},
+        }
+        if self.schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(self.schedule(moving["step"]), jnp.float32)
+        moving = {
+            "step": moving["step"] + 1,
+            "trained": optax.apply_updates(moving["trained"], updates),
+            "stats": {**moving["stats"], **counted.stats},
+            "opt_state": opt_state,
+        }
+        return moving, metrics
+
+    def _accumulate(self, portion, stats, batch, key):
+        """Sums over `accumulate` portions, one at a time."""
+
+        # Portion i takes rows i, i + n, …: a device then holds the same share of every portion and nothing moves.
+        def cut(x):
+            return jnp.moveaxis(x.reshape(x.shape[0] // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0)
+
+        portions = jax.tree.map(cut, batch)
+        first = jax.tree.map(lambda x: x[0], portions)
+        (loss, counted), grads = jax.eval_shape(portion, stats, first, key)
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, counted.weight, counted.metrics, grads))
+
+        def body(carry, number_and_batch):
+            stats, sums = carry
+            number, batch = number_and_batch
+            (loss, counted), grads = portion(stats, batch, jax.random.fold_in(key, number))
+            new = loss, counted.weight, counted.metrics, grads
+            return ({**stats, **counted.stats}, jax.tree.map(jnp.add, sums, new)), None
+
+        (stats, sums), _ = jax.lax.scan(body, (stats, sums), (jnp.arange(self.accumulate), portions))
+        loss, weight, metrics, grads = sums
+        return (loss, Counted(weight, stats, metrics)), grads
+
+
+def initial_state(params: dict, trained, moving, tx: optax.GradientTransformation, key, opt_shardings=None) -> State:
+    """A state at step 0.
+
+    Args:
+      params: all leaves by path.
+      trained, moving: paths that train, and statistics that follow.
+      key: a typed key.
+      opt_shardings: of the optimizer state; None leaves it to the arrays.
+    """
+    ours = {path: params[path] for path in trained}
+    init = tx.init if opt_shardings is None else functools.partial(_placed_init, tx, opt_shardings)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        trained=ours,
+        stats={path: params[path] for path in moving},
+        opt_state=init(ours),
+        frozen={path: leaf for path, leaf in params.items() if path not in ours and path not in set(moving)},
+        key=key,
+    )
+
+
+def _placed_init(tx, shardings, params):
+    # Left alone, jit puts the whole state on device 0, as zeros depend on no input.
+    return jax.jit(tx.init, out_shardings=shardings)(params)
