@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A finished run put to use: evaluated, asked for predictions, converted.
 
-    evaluate_run("runs/x")["metrics"]["accuracy"]
-    predict_file("runs/x", "new_texts.txt", "predictions.csv")
+evaluate_run("runs/x")["metrics"]["accuracy"]
+predict_file("runs/x", "new_texts.txt", "predictions.csv")
 """
 
 import csv
@@ -122,4 +122,3 @@ def _options(engine: Engine, source) -> dict[str, Any]:
     """The run's options, as far as this source has them: a run on docstrings still predicts from a text file."""
     known = {field.name for field in dataclasses.fields(source.Config)}
     return {name: value for name, value in engine.exp.data.options.items() if name in known}
-

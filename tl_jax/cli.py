@@ -11,6 +11,7 @@ command goes on; 1 anything else.
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class _Flags:
         define("from_torch", None, "PyTorch file to convert.")
         define("to", None, "New folder to write to.")
         define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
-        define("compile_cache", None, "Folder to keep compiled programs in, so that the next start is quick.")
+        define("compile_cache", None, "Folder to keep compiled programs in; by default one of yours; 'off' for none.")
         flags.DEFINE_integer("num_processes", None, "Processes in all, with --coordinator.")
         flags.DEFINE_integer("process_id", None, "Number of this process, with --coordinator.")
         flags.DEFINE_bool("distributed", False, "Start as one process of a pod; the cluster is detected.")
@@ -84,7 +85,8 @@ def _parse(argv: Sequence[str]) -> list[Any]:
     try:
         left = flags.FLAGS(rest)
     except flags.Error as error:
-        _fail(UserError("", str(error).rstrip("."), "see --help"), debug=False)
+        _tell(UserError("", str(error).rstrip("."), "see --help"), debug=False)
+        sys.exit(2)
     return [left[0], left[1:], overrides]
 
 
@@ -94,38 +96,35 @@ def _main(parsed: list[Any]) -> None:
     from tl_jax.train.stopping import Stopped
 
     verb = words[0] if words else "train"
-    code = 0
     try:
         if verb not in _VERBS:
             raise UserError(verb, f"no such verb{did_you_mean(verb, _VERBS)}", "see --help")
         _set_up(flags.FLAGS)
-        with processes.leave_on_error():
+        with processes.leave_on_error(passing=(UserError, Stopped, FloatingPointError)):
             result = _VERBS[verb](flags.FLAGS, words[1:], overrides)
         if flags.FLAGS.json:
             print(json.dumps(result))
     except UserError as error:
-        _fail(error, flags.FLAGS.debug)
+        _tell(error, flags.FLAGS.debug)
+        processes.leave(2)
     except Stopped as stopped:
-        print(f"saved step {stopped.step}; to go on, run again: {' '.join(sys.argv)}", file=sys.stderr)
-        code = stopped.exit_code
+        # All processes stop together, and may wait for each other on the way out.
+        print(f"saved step {stopped.step}; to go on, run again: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        processes.leave(1)
     except KeyboardInterrupt:
-        code = 130
+        sys.exit(130)
     except Exception:
         traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+        sys.exit(1)
 
 
-def _fail(error: UserError, debug: bool) -> None:
+def _tell(error: UserError, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _set_up(FLAGS) -> None:
@@ -136,10 +135,18 @@ def _set_up(FLAGS) -> None:
     from tl_jax.parallel import processes
 
     logging.set_verbosity(logging.WARNING)  # absl's main would show every library's remarks.
-    if FLAGS.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if FLAGS.compile_cache != "off":
+        jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache or _private_cache())
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
+
+
+def _private_cache() -> str:
+    """A folder that only this user can write to: what lies there is run."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(home, "tl_jax", "compiled")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    return folder
 
 
 def _experiment(FLAGS, overrides: Mapping[str, str]) -> config.Experiment:
@@ -254,4 +261,3 @@ _VERBS: dict[str, Callable[[Any, Sequence[str], Mapping[str, str]], dict[str, An
     "convert": _convert,
     "plan": _plan,
 }
-

@@ -197,6 +197,7 @@ class Experiment:
     """One run.
 
     Attributes:
+      name: names the run in tables, and its folder; by default that of the config's file.
       seed: of fresh parameters, dropout, shuffling and augmentation.
       baseline: overrides that make the run to compare with, for instance `{"model.init": "random"}`; it is run after
         this one, in the folder `baseline` of its workdir, and both results are printed side by side.
@@ -231,6 +232,8 @@ def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None)
         exp = from_dict(_read_json(path), str(path))
     else:
         exp = _run_python(path)
+        if exp.name == Experiment.name:
+            exp = dataclasses.replace(exp, name=path.stem)
     exp = override(exp, overrides or {})
     validate(exp, str(source))
     return exp
@@ -283,7 +286,7 @@ def validate(exp: Experiment, where: str = "config") -> None:
         need(getattr(train, name) >= 1, f"train.{name} is {getattr(train, name)}, must be at least 1")
     for name in ("epochs", "steps", "eval_batch_size", "eval_every", "save_every", "patience"):
         value = getattr(train, name)
-        need(value is None or value > 0, f"train.{name} is {value}, must be above 0")
+        need(value is None or 0 < value < math.inf, f"train.{name} is {value}, must be above 0 and finite")
     need(
         train.batch_size % max(train.accumulate, 1) == 0,
         f"train.batch_size {train.batch_size} is not divisible by train.accumulate {train.accumulate}",
@@ -375,8 +378,10 @@ def _run_python(path: pathlib.Path) -> Experiment:
         exp = module.config()
     except UserError:
         raise
-    except (AttributeError, TypeError, SyntaxError, NameError) as error:
-        raise UserError(str(path), f"{type(error).__name__}: {error}", "a config defines config() -> Experiment") from error
+    except Exception as error:
+        raise UserError(
+            str(path), f"{type(error).__name__}: {error}", "a config defines config() -> Experiment"
+        ) from error
     if not isinstance(exp, Experiment):
         raise UserError(str(path), f"config() returned {type(exp).__name__}, an Experiment was expected")
     # A dataclass does not check its arguments; reading the value back as data does.

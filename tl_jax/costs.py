@@ -1,6 +1,6 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do and cost, before anything runs: the receipt, the plan by stage, FLOPs, memory, the batch that fits.
+"""What a run would do and cost, before anything runs: receipt, plan by stage, FLOPs, memory, the batch that fits.
 
     print(report(exp).text)
 
@@ -160,6 +160,7 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
     if exp.model.init == "random":
         checkpoint = dataclasses.replace(checkpoint, folder=None)
     parts = ", ".join(f"{name} {readable(size)}" for name, size in figures.memory.items())
+    used = readable(sum(figures.memory.values()))
     share = figures.trained_parameters / figures.total_parameters
     return "\n".join(
         [
@@ -170,7 +171,7 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
             f"parameters: {figures.trained_parameters:,} of {figures.total_parameters:,} train ({share:.1%})",
             f"steps: {figures.steps} of {figures.batch_size} examples, {figures.steps_per_epoch} an epoch",
             f"cost: {figures.flops_per_step / 1e9:.2f} GFLOP a step, compiled",
-            f"memory on a device: {readable(sum(figures.memory.values()))} ({parts}) of {readable(figures.memory_limit)}",
+            f"memory on a device: {used} ({parts}) of {readable(figures.memory_limit)}",
             f"largest batch that fits: about {figures.batch_size_that_fits}",
         ]
     )

@@ -105,9 +105,14 @@ class Engine:
     def state_of(self, params: chain.Params) -> State:
         """A state at step 0 with these leaves."""
         shardings = self.shardings()["opt_state"]
-        key = jax.device_put(jax.random.fold_in(jax.random.key(self.exp.seed), 1), sharding.replicated(self.mesh))
+
+        def first():
+            return jnp.zeros((), jnp.int32), jax.random.fold_in(jax.random.key(self.exp.seed), 1)
+
+        # Made where they lie: `device_put` reaches no device of another process.
+        step, key = jax.jit(first, out_shardings=sharding.replicated(self.mesh))()
         state = initial_state(params, self.plan.trained, self.plan.moving, self.tx, key, shardings)
-        return dataclasses.replace(state, step=jax.device_put(state.step, sharding.replicated(self.mesh)))
+        return dataclasses.replace(state, step=step)
 
     def train_step(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         """One jitted, donated update; `batch` holds the global batch, on the host or on the devices."""
@@ -194,9 +199,12 @@ class Engine:
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
         options = {"multi_label": self.task.config.multi_label, "pool": self.task.pool}
-        heads = {pool["pool"]: name for name, (_, pool) in self.checkpoint.family.HEADS.items()}
-        if self.task.pool in heads:
-            published["architectures"] = [heads[self.task.pool]]
+        family = self.checkpoint.family
+        names = [
+            name for name, (_, head) in family.HEADS.items() if head.get("pool", family.POOLS[0]) == self.task.pool
+        ]
+        if names:
+            published["architectures"] = names[:1]
         published["tl_jax"] = {"task": self.exp.task.name, "options": options}
         return Pretrained(model, self.checkpoint, loaded, published)
 
@@ -251,7 +259,9 @@ def build(
     if train:
         lengths, seed = transform.lengths(train), exp.seed
         buckets = _buckets(exp.data)
-        train_plan = BatchPlan(len(train), exp.train.batch_size, seed=seed, shuffle=True, lengths=lengths, buckets=buckets)
+        train_plan = BatchPlan(
+            len(train), exp.train.batch_size, seed=seed, shuffle=True, lengths=lengths, buckets=buckets
+        )
         steps = exp.train.steps or max(1, round(exp.train.epochs * train_plan.steps_per_epoch))
     rate = schedule.build(exp.optimizer, steps)
     frozen = set(params) - set(plan.trained)
@@ -285,13 +295,7 @@ def _buckets(data: config.Data) -> tuple[int, ...]:
 
 def _checkpoint(model: config.Model) -> Checkpoint:
     if model.pretrained is not None:
-        checkpoint = pretrained.open_checkpoint(model.pretrained, model.revision, model.config)
-        if model.family is not None and checkpoint.family.__name__.rpartition(".")[2] != model.family:
-            found = checkpoint.family.__name__.rpartition(".")[2]
-            raise UserError("model.family", f"is {model.family!r}, the checkpoint is of family {found!r}")
-        return checkpoint
-    if model.family is None:
-        raise UserError("model", "has neither pretrained nor family")
+        return pretrained.open_checkpoint(model.pretrained, model.revision, model.config, model.family)
     return pretrained.from_config(dict(model.config), family=model.family)
 
 
@@ -309,6 +313,4 @@ def _transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples |
         raise UserError("model", "texts need a tokenizer", "give model.pretrained; model.init=random drops its weights")
     if exp.data.augment:
         raise UserError("data.augment", "is for images, this data holds texts")
-    return TextTransform(
-        checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size
-    )
+    return TextTransform(checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size)

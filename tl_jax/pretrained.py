@@ -53,11 +53,6 @@ class Checkpoint:
     family: types.ModuleType
     config: Any
 
-    @property
-    def files_at(self) -> pathlib.Path:
-        """The folder, or the weight file that was named itself."""
-        return self.folder
-
     def for_pool(self, pool: str) -> "Checkpoint":
         """Without the parts that a head with this pooling does not read."""
         return dataclasses.replace(self, config=self.config.without(pool))
@@ -80,8 +75,18 @@ class Loaded:
     match: Match | None
 
 
-def open_checkpoint(name: str, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+def open_checkpoint(
+    name: str,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    family: str | None = None,
+) -> Checkpoint:
     """Find a checkpoint and read its `config.json`.
+
+    Args:
+      name, revision: see `weights.hub.resolve`.
+      overrides: fields over those of `config.json`.
+      family: the module that builds it, where `config.json` is not to decide.
 
     Raises:
       UserError: nothing there, no `config.json`, an architecture that no family builds, code asked to be run.
@@ -101,11 +106,14 @@ def open_checkpoint(name: str, revision: str | None = None, overrides: Mapping[s
     refused = [key for key in _REFUSED_KEYS if key in published]
     if refused:
         raise UserError(str(path), f"asks to run code of its own ({shorten(refused)}), which is never done")
-    return from_config({**published, **(overrides or {})}, folder, str(path))
+    return from_config({**published, **(overrides or {})}, folder, str(path), family)
 
 
 def from_config(
-    published: dict[str, Any], folder: pathlib.Path | None = None, where: str = "model.config", family: str | None = None
+    published: dict[str, Any],
+    folder: pathlib.Path | None = None,
+    where: str = "model.config",
+    family: str | None = None,
 ) -> Checkpoint:
     """The family that builds what a `config.json` describes, with its Config."""
     module = _family(published, where, family)
@@ -180,9 +188,7 @@ def _matched(checkpoint: Checkpoint, params, fresh: Collection[str]) -> tuple[We
     indices, sources = checkpoint.config.indices(), checkpoint.family.SOURCES
     files = WeightFiles(checkpoint.folder)
     source = sources[source_that_fits(sources, indices, files.tensors)]
-    return files, source, match_tensors(
-        source, indices, files.tensors, params, tuple(fresh), str(checkpoint.folder)
-    )
+    return files, source, match_tensors(source, indices, files.tensors, params, tuple(fresh), str(checkpoint.folder))
 
 
 def initialise(checkpoint, add_head, wanted: tuple[str, ...], key, shardings=None) -> Params:
@@ -196,7 +202,9 @@ def initialise(checkpoint, add_head, wanted: tuple[str, ...], key, shardings=Non
         return {path: params[path] for path in wanted}
 
     out = None if shardings is None else {path: shardings[path] for path in wanted}
-    return jax.jit(init, out_shardings=out)(jax.random.key(0) if key is None else key)
+    # It runs once: compiling it well would take ten times as long as running it.
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(init, out_shardings=out, compiler_options=quick)(jax.random.key(0) if key is None else key)
 
 
 class Pretrained:
@@ -233,7 +241,8 @@ class Pretrained:
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write the published layout: `config.json`, weights under their published names, tokenizer and preprocessor
-        files. Tensors that did not change are copied from the source files.
+        files. Tensors that did not change are copied from the source files. With several processes all call it, and
+        process 0 writes.
 
         Raises:
           UserError: the folder exists and is not empty.
@@ -242,9 +251,12 @@ class Pretrained:
         changed = {path for path, leaf in params.items() if self._loaded.get(path, _gone)() is not leaf}
         fresh = set() if self._match is None else set(self._match.fresh)
         base = None if self._match is None else (self._checkpoint.folder, self._match)
+        whole = {path: sharding.gathered(leaf) for path, leaf in params.items()}
+        if jax.process_index() > 0:
+            return
         saving.save(
             pathlib.Path(folder),
-            params,
+            whole,
             changed | fresh,
             self.config,
             self._source,
@@ -296,6 +308,11 @@ def published_head(checkpoint: Checkpoint):
     ours = published.get("tl_jax", {})
     kind = (published.get("architectures") or [published.get("architecture") or ""])[0]
     name, options = ours.get("task"), ours.get("options", {})
+    if name is not None and name not in plugins.names("tl_jax.tasks"):
+        # A file that was downloaded must not name code to import.
+        raise UserError(
+            "config.json", f"names the task {name!r}, which is not one of tl_jax", "load it with its own code"
+        )
     if name is None:
         known = [head for head in checkpoint.family.HEADS if kind.startswith(head)]
         if not known:
@@ -330,10 +347,12 @@ def _pairs(rule):
 def _family(published: Mapping[str, Any], where: str, name: str | None) -> types.ModuleType:
     if name is not None:
         return plugins.find("tl_jax.models", name, "model.family")
-    kind = published.get("model_type") or published.get("architecture") or ""
+    kind = str(published.get("model_type") or published.get("architecture") or "")
     modules = [plugins.find("tl_jax.models", name) for name in plugins.names("tl_jax.models")]
     for module in modules:
-        if any(str(kind).startswith(known) for known in module.MODEL_TYPES):
+        # A `model_type` is exact (`vit_mae` is no ViT); an architecture in words begins with the family's.
+        exact = "model_type" in published
+        if any(kind == known if exact else kind.startswith(known) for known in module.MODEL_TYPES):
             return module
     known = sorted(kind for module in modules for kind in module.MODEL_TYPES)
     raise UserError(where, f"no family builds {kind!r}; there are {', '.join(known)}")

@@ -8,6 +8,7 @@
 The same folder goes on by itself from its last good checkpoint; a finished run is not run again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -26,6 +28,7 @@ from tl_jax.core.errors import UserError, shorten
 from tl_jax.data import splits
 from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine, build
+from tl_jax.parallel import mesh as meshes
 from tl_jax.plan.resolve import count
 from tl_jax.pretrained import Loaded, Pretrained
 from tl_jax.report import plan as plan_report
@@ -40,6 +43,8 @@ from tl_jax.train.stopping import StopRequest
 _TRAIN_SAMPLE = 1000
 # What may differ when a run goes on: it changes neither the batches nor the mathematics.
 _MAY_CHANGE = ("mesh", "data.threads")
+# What holding a workdir leaves in it.
+_MARKS = {".lock", ".shared"}
 
 
 def run(
@@ -64,25 +69,27 @@ def run(
       UserError: anything wrong in the config, the data, the weights, or a workdir of another config.
       Stopped: SIGINT or SIGTERM came; the run is saved and goes on when called again.
     """
+    # An Experiment made in Python has its types checked here, and 1 epoch becomes the 1.0 that config.json holds.
+    exp = config.from_dict(config.to_dict(exp))
     config.validate(exp)
-    folder = folders.open_folder(workdir)
-    _check_shared(folder)
-    with folders.locked(folder):
+    with _held(epath.Path(workdir)) as folder:
         _check_same(exp, folder)
+        if exp.pretrain is not None:
+            run(exp.pretrain, folder / "pretrain", quiet=quiet)
+        started = _with_source(exp, folder)
         summary = folders.read_json(folder / "summary.json")
         if summary is None:
-            started = exp if exp.pretrain is None else _after_pretraining(exp, folder, quiet)
             summary = _train(exp, started, folder, data, callbacks, quiet)
         if exp.baseline and "baseline" not in summary:
-            summary["baseline"] = run(baseline_of(exp), folder / "baseline", data=data, quiet=quiet)
+            summary["baseline"] = run(baseline_of(started), folder / "baseline", data=data, quiet=quiet)
             _write(folder / "summary.json", summary)
     return summary
 
 
 def baseline_of(exp: config.Experiment) -> config.Experiment:
     """The run that `exp` is compared with."""
-    other = config.override(dataclasses.replace(exp, baseline={}), exp.baseline)
-    return dataclasses.replace(other, name=f"{exp.name}, baseline")
+    plain = dataclasses.replace(exp, name=f"{exp.name}, baseline", baseline={})
+    return config.override(plain, exp.baseline)
 
 
 def load_run(workdir: str | epath.Path) -> Pretrained:
@@ -96,7 +103,7 @@ def load_run(workdir: str | epath.Path) -> Pretrained:
 
 
 def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine, State]:
-    """The engine and the adapted state of a run, ready for `eval_step`.
+    """The engine and the adapted state of a run, ready for `eval_step`, on the run's mesh or else on one device.
 
     Args:
       with_data: read the run's data and split it as the run did.
@@ -106,10 +113,11 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
     if kept is None or not (folder / "config.json").exists():
         raise UserError(str(workdir), "holds no run", "train one there first")
     exp = _with_source(config.from_dict(folders.read_json(folder / "config.json"), str(folder / "config.json")), folder)
+    mesh = _mesh_at_hand(exp)
     if with_data:
-        engine = build(exp, saved_split=kept["splits"])
+        engine = build(exp, mesh, saved_split=kept["splits"])
     else:
-        engine = build(exp, classes=kept["classes"])
+        engine = build(exp, mesh, classes=kept["classes"])
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
     with _checkpoints(engine, folder) as checkpoints:
@@ -121,13 +129,29 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
     return engine, state
 
 
+def _mesh_at_hand(exp: config.Experiment) -> jax.sharding.Mesh:
+    """The run's own mesh where the devices here allow it, else one device: a run is used on other machines too."""
+    size = exp.train.batch_size
+    try:
+        mesh = meshes.build(exp.mesh)
+        meshes.check_batch(mesh, size // exp.train.accumulate, "train.batch_size")
+        meshes.check_batch(mesh, exp.train.eval_batch_size or size, "train.eval_batch_size")
+    except UserError:
+        if jax.process_count() > 1:
+            raise
+        return meshes.build(config.Mesh(), jax.devices()[:1])
+    return mesh
+
+
 def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     console = Console(folder, exp.train.batch_size, quiet)
     main = jax.process_index() == 0
     callbacks = [*([console] if main else []), *callbacks]
     console.say(f"reading {started.data.source} data") if main else None
     kept = folders.read_json(folder / "splits.json")
-    engine = build(started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None)
+    engine = build(
+        started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
+    )
     console.say("loading weights") if main else None
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
@@ -242,31 +266,29 @@ def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, st
     return State(**tree, frozen={**state.frozen, **fresh}, key=state.key), progress
 
 
-def _after_pretraining(exp: config.Experiment, folder: epath.Path, quiet: bool) -> config.Experiment:
-    """Run the experiment that comes first and start from its result."""
-    run(exp.pretrain, folder / "pretrain", quiet=quiet)
-    model = folder / "pretrain" / "model"
-    if not (model / "config.json").exists() and jax.process_index() == 0:
-        temporary = folder / "pretrain" / "model.tmp"
-        temporary.rmtree(missing_ok=True)
-        load_run(folder / "pretrain").save(temporary)
-        temporary.rename(model)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("pretrained model written")
-    return _with_source(exp, folder)
-
-
 def _with_source(exp: config.Experiment, folder: epath.Path) -> config.Experiment:
     """With `model.pretrained` as a folder of published files, where it is the result of another run."""
     name = exp.model.pretrained
     if exp.pretrain is not None:
-        name = str(folder / "pretrain" / "model")
+        name = _published(folder / "pretrain")
     elif name is not None and (epath.Path(name) / "splits.json").exists():
-        model = epath.Path(name) / "model"
-        if not (model / "config.json").exists():
-            load_run(name).save(model)
-        name = str(model)
+        name = _published(epath.Path(name))
     return dataclasses.replace(exp, model=dataclasses.replace(exp.model, pretrained=name), pretrain=None)
+
+
+def _published(run_folder: epath.Path) -> str:
+    """The folder of published files in a run's folder, written when it is first asked for."""
+    model = run_folder / "model"
+    # No process can find it there while another still asks: loading takes all of them.
+    if not (model / "config.json").exists():
+        pretrained, temporary = load_run(run_folder), run_folder / "model.tmp"
+        if jax.process_index() == 0:
+            temporary.rmtree(missing_ok=True)
+        pretrained.save(temporary)
+        if jax.process_index() == 0:
+            temporary.rename(model)
+        multihost_utils.sync_global_devices("published files written")
+    return str(model)
 
 
 def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
@@ -274,7 +296,7 @@ def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
     if old is None:
         return
     found = folders.differences(old, config.to_dict(exp))
-    found = [text for text in found if not text.startswith(tuple(f"{name}" for name in _MAY_CHANGE))]
+    found = [text for text in found if not text.startswith(_MAY_CHANGE)]
     if found:
         raise UserError(
             str(folder),
@@ -293,6 +315,23 @@ def _check_base(folder: epath.Path, loaded: Loaded) -> None:
         )
 
 
+@contextlib.contextmanager
+def _held(folder: epath.Path):
+    """The workdir, made and held for this run alone; given up again as it was if nothing was written to it."""
+    if jax.process_index() > 0:
+        _check_shared(folder)
+        yield folder
+        return
+    was_there = folder.exists()
+    with folders.locked(folders.open_folder(folder)):
+        _check_shared(folder)
+        try:
+            yield folder
+        finally:
+            if {path.name for path in folder.iterdir()} <= _MARKS and not was_there:
+                folder.rmtree()
+
+
 def _check_shared(folder: epath.Path) -> None:
     """All processes must see the same folder; told at the start rather than at the first checkpoint."""
     if jax.process_count() == 1:
@@ -303,7 +342,7 @@ def _check_shared(folder: epath.Path) -> None:
     multihost_utils.sync_global_devices("workdir written")
     seen = mark.read_text() if mark.exists() else ""
     number = int(hashlib.sha256(seen.encode()).hexdigest()[:7], 16)
-    every = multihost_utils.process_allgather(jax.numpy.asarray(number))
+    every = multihost_utils.process_allgather(np.int32(number))
     if len(set(every.tolist())) > 1:
         raise UserError(str(folder), "is not the same folder on all processes", "give a --workdir that they share")
 
@@ -317,4 +356,3 @@ def _digest(exp: config.Experiment) -> str:
     """Of the config without its seed: runs that share it differ by chance alone."""
     plain = {key: value for key, value in config.to_dict(exp).items() if key != "seed"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-

@@ -25,7 +25,9 @@ def open_folder(path: str | epath.Path) -> epath.Path:
         probe.unlink()
     except OSError as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(str(path), f"cannot be used as workdir ({reason})", "give --workdir a folder of yours") from error
+        raise UserError(
+            str(path), f"cannot be used as workdir ({reason})", "give --workdir a folder of yours"
+        ) from error
     return folder
 
 
@@ -45,7 +47,9 @@ def locked(folder: epath.Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(str(folder), "another run is writing here", "wait for it or give another --workdir") from error
+            raise UserError(
+                str(folder), "another run is writing here", "wait for it or give another --workdir"
+            ) from error
         yield
 
 
@@ -67,7 +71,9 @@ def read_json(path: epath.Path) -> Any:
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise UserError(str(path), f"not JSON, {error.msg} at line {error.lineno}", "start in another workdir") from error
+        raise UserError(
+            str(path), f"not JSON, {error.msg} at line {error.lineno}", "start in another workdir"
+        ) from error
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder is its own registry: families, tasks and data sources are modules, found by name.
 
-    names("tl_jax.models")            # ('bert', 'resnet', 'vit')
-    find("tl_jax.models", "bert")     # the module
-    find("tl_jax.tasks", "my_package.my_task")
+names("tl_jax.models")            # ('bert', 'resnet', 'vit')
+find("tl_jax.models", "bert")     # the module
+find("tl_jax.tasks", "my_package.my_task")
 """
 
 import importlib

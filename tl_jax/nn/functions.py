@@ -39,12 +39,12 @@ def keys(key: jax.Array | None, count: int) -> tuple:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero each element with probability `rate`, rounded to a multiple of 1/256, and scale the others so that the
-    expectation stays.
+    """Zero each element with probability `rate`, rounded to a multiple of 1/256 below 1, and scale the others so that
+    the expectation stays.
 
     Without a key, or at rate 0, `x` itself.
     """
-    chance = round(rate * 256)
+    chance = min(round(rate * 256), 255)
     if key is None or chance == 0:
         return x
     # Four decisions a random word: drawing a word an element takes longer on a CPU than the layer around it.

@@ -17,6 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -73,25 +74,32 @@ def start(
 
 
 @contextlib.contextmanager
-def leave_on_error() -> Iterator[None]:
+def leave_on_error(passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Where several processes run, an exception inside prints its traceback and ends this one at once, with status 1.
 
     No cleanup runs and nothing is waited for: the others are aborted within the heartbeat, and all are started again
-    from the last checkpoint. `SystemExit` passes. In a single process the exception passes too.
+    from the last checkpoint. `SystemExit` passes, as does what is `passing`. In a single process every exception does.
     """
     # Asked on the way in: afterwards, a first use of the devices could itself wait for the others.
     several = jax.distributed.is_initialized() and jax.process_count() > 1
     try:
         yield
-    except (Exception, KeyboardInterrupt):
-        if not several:
+    except (Exception, KeyboardInterrupt) as error:
+        if not several or isinstance(error, passing):
             raise
         lines = traceback.format_exc().splitlines()
         name = f"[process {jax.process_index()} of {jax.process_count()}]"
         print("\n".join(f"{name} {line}" for line in lines), file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with a status: at once where it is one of several, without the barrier on the way out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 def preempted(step: int) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.parallel.mesh import BATCH_AXES
@@ -126,6 +127,13 @@ def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
     """
     here = {name: value for name, value in batch.items() if not isinstance(value, jax.Array)}
     return {**batch, **jax.make_array_from_process_local_data(batch_sharding(mesh), here)}
+
+
+def gathered(array: jax.Array) -> jax.Array | np.ndarray:
+    """The same array, readable on this process: whole, where other processes hold parts of it. Collective."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def _divides(mesh: Mesh, axis: str, size: int) -> bool:

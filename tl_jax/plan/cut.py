@@ -85,9 +85,7 @@ def run_suffix(
     done, mutable, first = {}, {}, 0
     for name, stages in chains.items():
         carry = crossing[name] if name in crossing else model.begin(name, batch, done)
-        carry, changed = core.run_stages(
-            stages[below[name] :], params, carry, modes, key, first + below[name], dtype
-        )
+        carry, changed = core.run_stages(stages[below[name] :], params, carry, modes, key, first + below[name], dtype)
         done[name] = carry.x
         mutable.update(changed)
         first += len(stages)

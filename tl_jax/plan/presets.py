@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: pattern lists written for the user, nothing more.
 
-    train_patterns("last_n", stage_names, paths, n=2)    # ('blocks/10/.*', 'blocks/11/.*', 'norm/.*', 'head/.*')
+train_patterns("last_n", stage_names, paths, n=2)    # ('blocks/10/.*', 'blocks/11/.*', 'norm/.*', 'head/.*')
 """
 
 import re
@@ -34,8 +34,11 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
     if preset == "last_n":
         blocks = [number for number, stage in enumerate(stages) if _BLOCK.fullmatch(stage)]
         if n > len(blocks):
-            raise UserError("plan.n", f"is {n}, the network has {len(blocks)} blocks", "use preset=full for all of them")
-        return tuple(f"{re.escape(stage)}/.*" for stage in stages[blocks[-n] :])
+            raise UserError(
+                "plan.n", f"is {n}, the network has {len(blocks)} blocks", "use preset=full for all of them"
+            )
+        after = [stage for stage in stages[blocks[-n] :] if any(path.startswith(f"{stage}/") for path in paths)]
+        return tuple(f"{re.escape(stage)}/.*" for stage in after)
     if preset == "norm_only":
         # Only norms have a `scale`; their biases are the biases beside one.
         norms = {path.rpartition("/")[0] for path in paths if path.endswith("/scale")}

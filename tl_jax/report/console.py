@@ -36,7 +36,8 @@ class Console(Callback):
         (before, then), now = self._since, time.perf_counter()
         self._since = (step, now)
         # The first line also spans the compilation, whose time is no rate.
-        rate = {"examples_per_second": (step - before) * self._batch_size / (now - then)} if then else {}
+        timed = then and step > before
+        rate = {"examples_per_second": (step - before) * self._batch_size / (now - then)} if timed else {}
         self._log.write(step, "train", {**metrics, **rate})
         self._progress.update(step, {**metrics, **rate})
 

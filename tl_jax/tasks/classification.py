@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification of images and texts: one label an example, or any number of them.
 
-    task = Task(Config(pool="mean"), classes=("cat", "dog"))
-    model.add_stage("head", task.head(model.width, rngs=rngs))
-    losses, metrics = task.loss(outputs, batch)
+task = Task(Config(pool="mean"), classes=("cat", "dog"))
+model.add_stage("head", task.head(model.width, rngs=rngs))
+losses, metrics = task.loss(outputs, batch)
 """
 
 # B batch, T time, D width, C classes, N examples, R resamples
@@ -83,7 +83,7 @@ class Task:
       pools: what the family can pool, its own choice first.
 
     Raises:
-      UserError: a pooling that the family has not; fewer than two classes.
+      UserError: a pooling that the family has not, a dropout rate out of range.
     """
 
     def __init__(self, config: Config, classes: tuple[str, ...], pools: tuple[str, ...]):
@@ -91,8 +91,6 @@ class Task:
             raise UserError("task.options.pool", f"no {config.pool!r} in this family{did_you_mean(config.pool, pools)}")
         if not 0 <= config.dropout < 1:
             raise UserError("task.options.dropout", f"is {config.dropout}, must be in [0, 1)")
-        if len(classes) < (1 if config.multi_label else 2):
-            raise UserError("data", f"has {len(classes)} class, at least 2 are needed")
         self.config, self.classes, self.pool = config, tuple(classes), config.pool or pools[0]
         self.metric = "macro_f1" if config.multi_label else "accuracy"
         self.metrics = METRICS
@@ -112,17 +110,22 @@ class Task:
         }
 
     def check_labels(self, labels: np.ndarray | None, keys: list[str], where: str) -> None:
-        """Raise UserError unless labels fit the task: there, of the right form, each in range."""
+        """Raise UserError unless labels fit the task: there, of the right form, of two classes at least, in range."""
         if labels is None:
             raise UserError(where, "has no labels")
+        if len(self.classes) < 2 and not self.config.multi_label:
+            raise UserError(where, f"has {len(self.classes)} class, at least 2 are needed")
         if (labels.ndim == 2) != self.config.multi_label:
             have = "several labels an example" if labels.ndim == 2 else "one label an example"
             raise UserError(where, f"has {have}", f"set task.options.multi_label={labels.ndim == 2}")
-        if labels.ndim == 1:
-            bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
-            if len(bad):
-                text = f"label {labels[bad[0]]} of {keys[bad[0]]} is outside 0 to {len(self.classes) - 1}"
-                raise UserError(where, text + (f", as are {len(bad) - 1} more" if len(bad) > 1 else ""))
+        if labels.ndim == 2 and labels.shape[1] != len(self.classes):
+            raise UserError(where, f"has labels for {labels.shape[1]} classes, there are {len(self.classes)}")
+        # By membership: a NaN is neither below nor above anything.
+        allowed = (0, 1) if self.config.multi_label else range(len(self.classes))
+        bad = np.flatnonzero(~np.isin(labels, list(allowed)).reshape(len(labels), -1).all(axis=1))
+        if len(bad):
+            text = f"label {labels[bad[0]]} of {keys[bad[0]]} is outside {allowed[0]} to {allowed[-1]}"
+            raise UserError(where, text + (f", as are {len(bad) - 1} more" if len(bad) > 1 else ""))
 
     def loss(self, outputs, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of each example, computed in float32, and whether it was right.
@@ -182,7 +185,7 @@ class Task:
     def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
         """One row an example: the class names chosen, and the probability of every class."""
         logits_NC = outputs["logits"]
-        chances_NC = 1 / (1 + np.exp(-logits_NC)) if self.config.multi_label else _softmax(logits_NC)
+        chances_NC = _sigmoid(logits_NC) if self.config.multi_label else _softmax(logits_NC)
         rows = []
         for chances_C in chances_NC:
             if self.config.multi_label:
@@ -191,6 +194,11 @@ class Task:
                 label = self.classes[int(chances_C.argmax())]
             rows.append({"label": label, **{f"p({n})": float(p) for n, p in zip(self.classes, chances_C)}})
         return rows
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # Written so that no exponential overflows.
+    return np.exp(-np.logaddexp(0, -x))
 
 
 def _softmax(logits_NC: np.ndarray) -> np.ndarray:

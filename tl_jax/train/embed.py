@@ -11,6 +11,7 @@
 No config, no workdir, no logger: arrays in, arrays out.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -43,18 +44,20 @@ class ModuleStep(Step):
         Args:
           key: a typed key from which the keys of the loss are folded; that of seed 0 if None.
         """
+        key = self._key if key is None else key
+        params, opt_shardings = self._params, None
         if self._shardings is not None:
-            params = {path: jax.device_put(leaf, self._shardings[path]) for path, leaf in self._params.items()}
-        else:
-            params = self._params
+            mesh = next(iter(self._shardings.values())).mesh
+            params = {path: jax.device_put(leaf, self._shardings[path]) for path, leaf in params.items()}
+            key = jax.device_put(key, sharding.replicated(mesh))
+            ours = {path: params[path] for path in self._trained}
+            opt_shardings = sharding.opt_state_shardings(self.tx, ours, self._shardings, mesh)
         moves = {*self._trained, *self._moving}
         params = {path: leaf.copy() if path in moves else leaf for path, leaf in params.items()}
-        opt_shardings = None
-        if self._shardings is not None:
-            ours = {path: params[path] for path in self._trained}
-            mesh = next(iter(self._shardings.values())).mesh
-            opt_shardings = sharding.opt_state_shardings(self.tx, ours, self._shardings, mesh)
-        return initial_state(params, self._trained, self._moving, self.tx, self._key if key is None else key, opt_shardings)
+        state = initial_state(params, self._trained, self._moving, self.tx, key, opt_shardings)
+        if self._shardings is None:
+            return state
+        return dataclasses.replace(state, step=jax.device_put(state.step, key.sharding))
 
     def merge(self, state: State) -> nnx.Module:
         """A new module with the state's arrays. Copy what you keep if the state goes on to be donated."""
@@ -85,7 +88,7 @@ def make_step(
     Raises:
       UserError: a pattern that matches no parameter, a field of the plan that has no meaning here.
     """
-    given = {name for name in ("decay", "batchnorm", "layer_decay") if getattr(plan, name)}
+    given = {name for name in ("decay", "batchnorm", "layer_decay", "n") if getattr(plan, name)}
     if plan.dropout != "suffix":
         given.add("dropout")
     if plan.preset == "last_n":
@@ -145,4 +148,3 @@ def _frozen_norms(model: nnx.Module, trained: set[str]):
         name = "/".join(map(str, path))
         if isinstance(module, nnx.BatchNorm) and not any(p.startswith(f"{name}/") for p in trained):
             yield name
-

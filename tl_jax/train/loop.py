@@ -103,11 +103,13 @@ def fit(
             window.append(metrics)
             checksum = zlib.crc32(np.ascontiguousarray(batch_ids(number - 1)).tobytes(), checksum)
             last = number == pace.total
-            if number % pace.log_every == 0 or last:
+            evaluates = evaluate is not None and (number % pace.eval_every == 0 or last)
+            # Before an evaluation too: a network that became NaN is told by its loss, not by its metrics.
+            if number % pace.log_every == 0 or last or evaluates:
                 _log(number, window, checksum, tell)
                 window, checksum = [], 0
             metric = None
-            if evaluate is not None and (number % pace.eval_every == 0 or last):
+            if evaluates:
                 metric, found = evaluate(state)
                 tell("on_eval", number, "validation", found)
                 _judge(progress, metric, pace)
@@ -121,7 +123,7 @@ def fit(
                 tell("on_save", number)
             if stopping:
                 checkpoints.wait()
-                raise Stopped(number, stop.exit_code or 75)
+                raise Stopped(number, stop and stop.exit_code or 75)
             if progress.stopped_early:
                 break
         tell("say", "waiting for the checkpoint")

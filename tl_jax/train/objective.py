@@ -72,12 +72,8 @@ class ModuleObjective:
         self.takes_key = len(positional) > 2
 
     def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
-        """The module with these leaves."""
-        model = nnx.merge(self.graphdef, nnx.from_flat_state([(self.parts[p], leaf) for p, leaf in params.items()]))
-        for path, module in nnx.iter_modules(model):
-            if isinstance(module, nnx.BatchNorm) and "/".join(map(str, path)) in self.frozen_norms:
-                module.use_running_average = True
-        return model
+        """The module with these leaves, in the modes that it was handed over in."""
+        return nnx.merge(self.graphdef, nnx.from_flat_state([(self.parts[p], leaf) for p, leaf in params.items()]))
 
     def prefix(self, frozen, batch):
         """Nothing: a foreign module has no stages to cut between; the compiler finds what needs no gradient."""
@@ -86,6 +82,9 @@ class ModuleObjective:
     def loss(self, trained, frozen, stats, crossing, batch, key):
         """The module's own mean, counted as one."""
         model = self.merge({**frozen, **stats, **trained})
+        for path, module in nnx.iter_modules(model):
+            if "/".join(map(str, path)) in self.frozen_norms:
+                module.use_running_average = True
         result = self.loss_fn(model, batch, key) if self.takes_key else self.loss_fn(model, batch)
         value, metrics = result if isinstance(result, tuple) else (result, {})
         after = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(nnx.as_pure(nnx.state(model)))}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tl_jax.core.errors import UserError
 from tl_jax.train.state import State
 
 Batch = dict[str, jax.Array]
@@ -124,6 +125,9 @@ class Step:
 
     def _accumulate(self, portion, stats, batch, key):
         """Sums over `accumulate` portions, one at a time."""
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows % self.accumulate:
+            raise UserError("batch", f"has {rows} examples, which {self.accumulate} portions do not divide")
 
         # Portion i takes rows i, i + n, …: a device then holds the same share of every portion and nothing moves.
         def cut(x):
@@ -155,14 +159,14 @@ def initial_state(params: dict, trained, moving, tx: optax.GradientTransformatio
       key: a typed key.
       opt_shardings: of the optimizer state; None leaves it to the arrays.
     """
-    ours = {path: params[path] for path in trained}
+    ours, stats = ({path: params[path] for path in group} for group in (trained, moving))
     init = tx.init if opt_shardings is None else functools.partial(_placed_init, tx, opt_shardings)
     return State(
         step=jnp.zeros((), jnp.int32),
         trained=ours,
-        stats={path: params[path] for path in moving},
+        stats=stats,
         opt_state=init(ours),
-        frozen={path: leaf for path, leaf in params.items() if path not in ours and path not in set(moving)},
+        frozen={path: leaf for path, leaf in params.items() if path not in ours and path not in stats},
         key=key,
     )
 

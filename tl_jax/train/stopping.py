@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 
+import jax
+
 
 class Stopped(Exception):
     """The run stopped on request, after saving.
@@ -21,15 +23,19 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Within this context SIGINT and SIGTERM set `exit_code`; outside of the main thread it does nothing."""
+    """Within this context SIGINT and SIGTERM set `exit_code`; outside of the main thread it does nothing.
+
+    With several processes SIGTERM stays with JAX, which tells all of them (`processes.preempted`).
+    """
 
     def __init__(self):
         self.exit_code: int | None = None
+        self._several = jax.process_count() > 1
         self._before = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -43,3 +49,5 @@ class StopRequest:
             # Whatever is being written stays without a manifest, so the previous checkpoint counts.
             os._exit(code)
         self.exit_code = code
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,8 @@
 """Which tensors of a file fill which parameters: decided from names and shapes alone, before any tensor is read.
 
     match = match_tensors(source, config.indices(), files.tensors, abstract_params, fresh=("head/.*",), where="bert/")
+
+Every tensor and every parameter ends up in the match, or in the one error that names all that do not fit.
 """
 
 import dataclasses

@@ -1,0 +1,228 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Classification: losses by NumPy in float64, features by hand, labels and predictions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tl_jax.core.chain import EVAL, Context, Mode
+from tl_jax.core.errors import UserError
+from tl_jax.tasks.classification import Config, Task, pooled
+
+# B batch, T time, D width, C classes
+_POOLS = ("pooler", "cls", "mean")
+
+
+def task(classes=3, **options) -> Task:
+    """Classes a, b, c, ..."""
+    return Task(Config(**options), tuple("abcdefgh"[:classes]), _POOLS)
+
+
+def logits(rows=6, classes=3, scale=5.0):
+    """Some large enough that a naive exponential would lose them."""
+    return (np.random.default_rng(0).normal(size=(rows, classes)) * scale).astype(np.float32)
+
+
+def test_loss_of_one_label_is_that_of_numpy():
+    """Cross-entropy and accuracy of each example."""
+    logits_BC, labels_B = logits(), np.array([0, 1, 2, 0, 1, 2], np.int32)
+    found, metrics = task().loss({"logits": jnp.asarray(logits_BC)}, {"label": labels_B})
+    wide = logits_BC.astype(np.float64)
+    expected = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(6), labels_B]
+    assert found.dtype == jnp.float32 and found.shape == (6,)
+    # Float32 with numbers of order 10.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(metrics["accuracy"], wide.argmax(axis=1) == labels_B)
+
+
+def test_loss_of_several_labels_is_that_of_numpy():
+    """The mean over classes of the binary cross-entropy; right is right in every class."""
+    logits_BC = logits()
+    labels_BC = (np.random.default_rng(1).random((6, 3)) > 0.5).astype(np.float32)
+    labels_BC[0] = logits_BC[0] > 0
+    found, metrics = task(multi_label=True).loss({"logits": jnp.asarray(logits_BC)}, {"label": labels_BC})
+    chance = 1 / (1 + np.exp(-logits_BC.astype(np.float64)))
+    expected = -(labels_BC * np.log(chance) + (1 - labels_BC) * np.log1p(-chance)).mean(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(metrics["accuracy"], ((chance > 0.5) == labels_BC).all(axis=1))
+    assert metrics["accuracy"][0] == 1
+
+
+def test_loss_is_computed_in_float32():
+    """bfloat16 logits lose no more than their own rounding."""
+    logits_BC, labels_B = jnp.asarray(logits(scale=1.0), jnp.bfloat16), np.zeros(6, np.int32)
+    found, _ = task().loss({"logits": logits_BC}, {"label": labels_B})
+    expected, _ = task().loss({"logits": logits_BC.astype(jnp.float32)}, {"label": labels_B})
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_loss_of_far_logits_is_finite(multi_label):
+    """1e4 is no overflow, nor is its gradient."""
+    labels = np.array([[0.0, 1.0]], np.float32) if multi_label else np.array([1], np.int32)
+    one = task(2, multi_label=multi_label)
+
+    def loss(logits_BC):
+        return one.loss({"logits": logits_BC}, {"label": labels})[0].sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array([[1e4, -1e4]]))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    np.testing.assert_allclose(value, 1e4 if multi_label else 2e4, rtol=1e-6)
+
+
+def test_pooling():
+    """The first token, the checkpoint's own feature, and the mean over tokens that count; none at all gives zeros."""
+    hidden_BTD = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    mask_BT = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    outputs = {"last_hidden_state": jnp.asarray(hidden_BTD), "pooler_output": jnp.ones((3, 2))}
+    np.testing.assert_array_equal(pooled(outputs, "cls", mask_BT), hidden_BTD[:, 0])
+    np.testing.assert_array_equal(pooled(outputs, "pooler", mask_BT), np.ones((3, 2)))
+    expected = [hidden_BTD[0].mean(axis=0), hidden_BTD[1, :2].mean(axis=0), np.zeros(2)]
+    # Sums of four float32 numbers.
+    np.testing.assert_allclose(pooled(outputs, "mean", mask_BT), expected, atol=1e-6)
+    np.testing.assert_allclose(pooled(outputs, "mean", None), hidden_BTD.mean(axis=1), atol=1e-6)
+
+
+def test_mean_over_an_image_takes_both_axes():
+    """float[B, H, W, D]."""
+    hidden_BHWD = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    found = pooled({"last_hidden_state": jnp.asarray(hidden_BHWD)}, "mean", None)
+    np.testing.assert_allclose(found, hidden_BHWD.mean(axis=(1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.999])
+def test_head_drops_its_feature_only_in_training(rate):
+    """Logits = feature @ kernel + bias without the mode; with it some are another; a rate near 1 is no division by
+    zero."""
+    head = task(dropout=rate, pool="pooler").head(8, rngs=nnx.Rngs(0))
+    feature = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    outputs = {"pooler_output": jnp.asarray(feature)}
+    plain = head(outputs, Context({}, {}, EVAL, None))
+    np.testing.assert_allclose(plain["logits"], feature @ head.kernel[...] + head.bias[...], atol=1e-6)
+    assert plain["pooler_output"] is outputs["pooler_output"] and plain["logits"].dtype == jnp.float32
+    drawn = head(outputs, Context({}, {}, Mode(dropout=True), jax.random.key(0)))["logits"]
+    assert np.isfinite(drawn).all() and (drawn != plain["logits"]).any()
+
+
+def test_head_takes_an_array_as_the_hidden_state():
+    """A backbone without a pooling layer leaves no dict."""
+    head = task(pool="mean").head(2, rngs=nnx.Rngs(0))
+    outputs = head(jnp.ones((2, 3, 2)), Context({"attention_mask": jnp.ones((2, 3))}, {}, EVAL, None))
+    assert set(outputs) == {"last_hidden_state", "logits"} and outputs["logits"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "options,labels,message",
+    [
+        ({}, None, "has no labels"),
+        ({}, [0, 1, 3, -1], "label 3 of k2 is outside 0 to 2, as are 1 more"),
+        ({}, [0, np.nan, 1, 2], "label nan of k1 is outside 0 to 2"),
+        ({}, [0, 0.5, 1, 2], "label 0.5 of k1"),
+        ({}, [[0, 1, 0]], "several labels an example.*multi_label=True"),
+        ({"multi_label": True}, [0, 1], "one label an example.*multi_label=False"),
+        ({"multi_label": True}, [[0, 1, 0], [0, 2, 0]], r"label \[0 2 0\] of k1 is outside 0 to 1"),
+        ({"multi_label": True}, [[0, np.nan, 0]], "of k0 is outside 0 to 1"),
+        ({"multi_label": True}, [[0, 1]], "labels for 2 classes, there are 3"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(options, labels, message):
+    """With the record; without the check they would be a silent NaN, or the last class."""
+    labels = None if labels is None else np.array(labels)
+    with pytest.raises(UserError, match=f"data: .*{message}"):
+        task(**options).check_labels(labels, ["k0", "k1", "k2", "k3"], "data")
+
+
+@pytest.mark.parametrize("options,labels", [({}, [0, 2, 1]), ({"multi_label": True}, [[0, 1, 1], [0, 0, 0]])])
+def test_labels_that_fit_pass(options, labels):
+    """The whole range, and an example of no class."""
+    task(**options).check_labels(np.array(labels), ["k0", "k1", "k2"], "data")
+
+
+def test_one_class_is_none():
+    """Unless the question is of several labels."""
+    with pytest.raises(UserError, match="1 class, at least 2"):
+        task(1).check_labels(np.array([0]), ["k0"], "data")
+    task(1, multi_label=True).check_labels(np.array([[1]]), ["k0"], "data")
+
+
+@pytest.mark.parametrize(
+    "options,message", [({"pool": "men"}, "did you mean 'mean'"), ({"dropout": 1.0}, "must be in")]
+)
+def test_wrong_options_are_refused(options, message):
+    """A pooling that the family has not, a rate that leaves nothing."""
+    with pytest.raises(UserError, match=f"task.options.*{message}"):
+        task(**options)
+
+
+def test_the_family_chooses_the_pooling_where_nobody_does():
+    """Its first."""
+    assert task().pool == "pooler" and task(pool="mean").pool == "mean"
+
+
+def test_metrics_of_a_set_equal_scikit_learn():
+    """Accuracy, macro-F1, and the macro area of one class against the rest; of two classes it is the usual area."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels_N, ones = np.random.default_rng(2).integers(0, 3, 30), np.ones((1, 30))
+    logits_NC = logits(30)
+    wide = np.exp(logits_NC.astype(np.float64))
+    chances_NC = wide / wide.sum(axis=1, keepdims=True)
+    found = task().measure({"logits": logits_NC}, labels_N, ones)
+    predicted = logits_NC.argmax(axis=1)
+    np.testing.assert_allclose(found["accuracy"], sklearn.accuracy_score(labels_N, predicted))
+    np.testing.assert_allclose(found["macro_f1"], sklearn.f1_score(labels_N, predicted, average="macro"))
+    np.testing.assert_allclose(found["auroc"], sklearn.roc_auc_score(labels_N, chances_NC, multi_class="ovr"))
+
+    two = task(2).measure({"logits": logits_NC[:, :2]}, labels_N % 2, ones)
+    np.testing.assert_allclose(two["auroc"], sklearn.roc_auc_score(labels_N % 2, logits_NC[:, 1] - logits_NC[:, 0]))
+
+
+def test_metrics_of_several_labels_equal_scikit_learn():
+    """Exact matches, macro-F1 and macro area; a class that everyone has is left out of the area."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    truth_NC = (np.random.default_rng(2).random((30, 3)) > 0.5).astype(np.float32)
+    truth_NC[:, 2] = 1
+    logits_NC = logits(30)
+    found = task(multi_label=True).measure({"logits": logits_NC}, truth_NC, np.ones((1, 30)))
+    np.testing.assert_allclose(found["accuracy"], sklearn.accuracy_score(truth_NC, logits_NC > 0))
+    np.testing.assert_allclose(found["macro_f1"], sklearn.f1_score(truth_NC, logits_NC > 0, average="macro"))
+    areas = [sklearn.roc_auc_score(truth_NC[:, c], logits_NC[:, c]) for c in range(2)]
+    np.testing.assert_allclose(found["auroc"], np.mean(areas))
+
+
+def test_area_is_left_out_where_there_is_one_class():
+    """No number rather than a guess."""
+    found = task().measure({"logits": logits(4)}, np.zeros(4, int), np.ones((1, 4)))
+    assert "auroc" not in found and set(found) == {"accuracy", "macro_f1"}
+
+
+def test_details_by_hand():
+    """F1 of each class, and rows of the confusion matrix are true classes."""
+    logits_NC = np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
+    found = task().details({"logits": logits_NC}, np.array([0, 1, 1, 1]))
+    np.testing.assert_allclose([found["f1_by_class"][name] for name in "abc"], [2 / 3, 4 / 5, 0])
+    assert found["confusion"] == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert set(task(multi_label=True).details({"logits": logits_NC}, np.ones((4, 3)))) == {"f1_by_class"}
+
+
+def test_predictions_of_one_label():
+    """The likeliest class and chances that sum to one, for far logits too."""
+    rows = task().predictions({"logits": np.array([[0.0, np.log(3), -1e4], [1e4, 0, 0]], np.float32)})
+    assert [row["label"] for row in rows] == ["b", "a"]
+    np.testing.assert_allclose([rows[0][f"p({name})"] for name in "abc"], [0.25, 0.75, 0.0], atol=1e-6)
+    assert rows[1]["p(a)"] == 1.0 and list(rows[0]) == ["label", "p(a)", "p(b)", "p(c)"]
+
+
+def test_predictions_of_several_labels():
+    """Every class above one half, none at all, and no overflow."""
+    rows = task(multi_label=True).predictions({"logits": np.array([[np.log(3), -1e4, 1e4], [-1, -1, -1]], np.float32)})
+    assert [row["label"] for row in rows] == ["a|c", ""]
+    np.testing.assert_allclose([rows[0][f"p({name})"] for name in "abc"], [0.75, 0.0, 1.0], atol=1e-6)
+
+
+def test_published_names_both_ways():
+    """What a `config.json` says."""
+    found = task(2).published()
+    assert found["id2label"] == {"0": "a", "1": "b"} and found["label2id"] == {"a": 0, "b": 1}
