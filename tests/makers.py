@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny things to run: checkpoints, data and experiments that train in a second or two.
 
-    exp = makers.text_run(tmp_path)             # a BERT of two blocks, three classes told by one word
-    exp = makers.image_run(tmp_path)            # a ResNet of two blocks with BatchNorm, images told by their colour
-    rc, out, err = makers.cli("train", "--config=x.json")      # in this process
+    exp = makers.text_run(tmp_path)                            # a BERT, three classes told by one word
+    exp = makers.image_run(tmp_path)                           # a ResNet with BatchNorm, images told by their colour
+    code, out, err = makers.cli_run("train", "--config=x.json")      # in this process
+
+Nothing is downloaded, and nothing is random but what a seed of 0 gives.
 """
 
 import contextlib
@@ -187,5 +189,7 @@ def _tokenizer(folder: pathlib.Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_TELLING, *_OTHERS]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))

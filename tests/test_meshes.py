@@ -186,16 +186,12 @@ def slots(opt_state) -> dict[str, jax.Array]:
 
 
 def gathered_bytes(text: str) -> int:
-    """What all-gathers in a compiled program give each device, in bytes; one that is scattered over a loop counts
-    once."""
-    sizes = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4, "u8": 1}
+    """What the all-gathers of a compiled program give each device, in bytes."""
+    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
     total = 0
-    for line in text.splitlines():
-        if not re.search(r"= .*\ball-gather(-start)?\(", line):
-            continue
-        shape = line.split("=", 1)[1].split("all-gather")[0]
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        # The asynchronous form gives a pair, what goes in and what comes out.
-        kind, dims = arrays[-1]
-        total += sizes[kind] * int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
+    for shapes, start in re.findall(r"= (.*?) all-gather(-start)?\(", text):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        # The asynchronous form names what goes in before what comes out.
+        for kind, dims in arrays[len(arrays) // 2 :] if start else arrays:
+            total += sizes[kind] * int(np.prod([int(dim) for dim in dims.split(",") if dim] or [1]))
     return total

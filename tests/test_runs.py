@@ -201,10 +201,21 @@ def test_a_run_starts_from_the_folder_of_another(finished, exp, home):
     assert "head/kernel" in tl_jax.load_run(home / "from_run").params
 
 
+def test_a_network_from_random_weights_keeps_its_tokenizer(exp, tmp_path):
+    """What `model.init=random` trained can be saved and be started from, and none of the file's values are in it."""
+    engine = build(makers.changed(exp, model__init="random", model__fresh=()))
+    engine.to_pretrained(engine.init()).save(tmp_path)
+    again, file = tl_jax.load_pretrained(tmp_path), tl_jax.load_pretrained(exp.model.pretrained)
+    assert again.classes == engine.task.classes
+    assert (again.params["stem/word/embedding"] != file.params["stem/word/embedding"]).all()
+    build(makers.changed(exp, model__pretrained=str(tmp_path), model__fresh=()))
+
+
 def test_own_examples_take_the_place_of_the_configs_data(home):
     """`build(exp, data=...)` reads no file; labels, classes and batches are those handed in."""
     x, y = makers.pixels(16)
-    data = {"train": Examples(lambda i: {"image": x[i]}, [str(i) for i in range(16)], kind="image", classes="abc", labels=y)}
+    keys = [str(i) for i in range(16)]
+    data = {"train": Examples(lambda i: {"image": x[i]}, keys, kind="image", classes="abc", labels=y)}
     exp = makers.changed(makers.image_run(home), data__path="nowhere", data__augment=())
     engine = build(exp, data=data)
     batch = next(engine.train_batches(0, 1))

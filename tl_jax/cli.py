@@ -20,6 +20,7 @@ from typing import Any
 from absl import app, flags
 
 from tl_jax import config
+from tl_jax.config import DETERMINISTIC
 from tl_jax.core.errors import UserError, did_you_mean
 
 _HELP = """\
@@ -99,9 +100,10 @@ def _main(parsed: list[Any]) -> None:
     try:
         if verb not in _VERBS:
             raise UserError(verb, f"no such verb{did_you_mean(verb, _VERBS)}", "see --help")
-        _set_up(flags.FLAGS)
+        exp = _experiment(verb, flags.FLAGS, overrides)
+        _set_up(flags.FLAGS, exp)
         with processes.leave_on_error(passing=(UserError, Stopped, FloatingPointError)):
-            result = _VERBS[verb](flags.FLAGS, words[1:], overrides)
+            result = _VERBS[verb](flags.FLAGS, words[1:], exp)
         if flags.FLAGS.json:
             print(json.dumps(result))
     except UserError as error:
@@ -127,14 +129,17 @@ def _tell(error: UserError, debug: bool) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _set_up(FLAGS) -> None:
-    """What only the command line may do: flags of JAX, processes, the compile cache."""
+def _set_up(FLAGS, exp: config.Experiment | None) -> None:
+    """What only the command line may do: flags of JAX and XLA, processes, the compile cache."""
     import jax
     from absl import logging
 
     from tl_jax.parallel import processes
 
     logging.set_verbosity(logging.WARNING)  # absl's main would show every library's remarks.
+    if exp is not None and exp.train.deterministic:
+        # Read when the backend starts, so before any process or device is asked for.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     if FLAGS.compile_cache != "off":
         jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache or _private_cache())
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
@@ -149,11 +154,13 @@ def _private_cache() -> str:
     return folder
 
 
-def _experiment(FLAGS, overrides: Mapping[str, str]) -> config.Experiment:
-    exp = config.load(FLAGS.config, overrides)
-    if exp.train.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    return exp
+def _experiment(verb: str, FLAGS, overrides: Mapping[str, str]) -> config.Experiment | None:
+    """The config of a verb that takes one; the others read that of a run."""
+    if verb in ("train", "plan"):
+        return config.load(FLAGS.config, overrides)
+    if overrides:
+        raise UserError(f"--config.{next(iter(overrides))}", f"has no effect on {verb}", "see --help")
+    return None
 
 
 def _workdir(FLAGS, exp: config.Experiment | None = None) -> str:
@@ -164,14 +171,13 @@ def _workdir(FLAGS, exp: config.Experiment | None = None) -> str:
     return os.path.join("runs", exp.name)
 
 
-def _train(FLAGS, words, overrides) -> dict[str, Any]:
+def _train(FLAGS, words, exp) -> dict[str, Any]:
     import jax
 
     from tl_jax import runs
     from tl_jax.report import table
 
     _no_more(words, "train")
-    exp = _experiment(FLAGS, overrides)
     workdir = _workdir(FLAGS, exp)
     summary = runs.run(exp, workdir, quiet=FLAGS.quiet)
     if jax.process_index() == 0 and not FLAGS.json:
@@ -180,11 +186,10 @@ def _train(FLAGS, words, overrides) -> dict[str, Any]:
     return summary
 
 
-def _eval(FLAGS, words, overrides) -> dict[str, Any]:
+def _eval(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import apply
 
     _no_more(words, "eval")
-    _no_overrides(overrides, "eval")
     result = apply.evaluate_run(_workdir(FLAGS), FLAGS.input)
     if not FLAGS.json:
         for name, value in result["metrics"].items():
@@ -193,11 +198,10 @@ def _eval(FLAGS, words, overrides) -> dict[str, Any]:
     return result
 
 
-def _predict(FLAGS, words, overrides) -> dict[str, Any]:
+def _predict(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import apply
 
     _no_more(words, "predict")
-    _no_overrides(overrides, "predict")
     for name in ("input", "output"):
         if not FLAGS[name].value:
             raise UserError(f"--{name}", "is missing")
@@ -207,10 +211,9 @@ def _predict(FLAGS, words, overrides) -> dict[str, Any]:
     return {"predictions": count, "output": FLAGS.output}
 
 
-def _compare(FLAGS, words, overrides) -> dict[str, Any]:
+def _compare(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax.report import table
 
-    _no_overrides(overrides, "compare")
     if not words:
         raise UserError("compare", "needs the folders of finished runs", "for instance: compare runs/a runs/b")
     text = table.compare(words)
@@ -219,11 +222,10 @@ def _compare(FLAGS, words, overrides) -> dict[str, Any]:
     return {"table": text}
 
 
-def _convert(FLAGS, words, overrides) -> dict[str, Any]:
+def _convert(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import apply
 
     _no_more(words, "convert")
-    _no_overrides(overrides, "convert")
     source = FLAGS["from"].value
     if (source is None) == (FLAGS.from_torch is None) or not FLAGS.to:
         raise UserError("convert", "needs --to and exactly one of --from and --from-torch")
@@ -233,11 +235,11 @@ def _convert(FLAGS, words, overrides) -> dict[str, Any]:
     return {"to": FLAGS.to}
 
 
-def _plan(FLAGS, words, overrides) -> dict[str, Any]:
+def _plan(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import costs
 
     _no_more(words, "plan")
-    report = costs.report(_experiment(FLAGS, overrides))
+    report = costs.report(exp)
     if not FLAGS.json:
         print(report.text)
     return dataclasses.asdict(report.figures)
@@ -248,12 +250,7 @@ def _no_more(words: Sequence[str], verb: str) -> None:
         raise UserError(words[0], f"is one word too many for {verb}", "flags begin with --")
 
 
-def _no_overrides(overrides: Mapping[str, str], verb: str) -> None:
-    if overrides:
-        raise UserError(f"--config.{next(iter(overrides))}", f"has no effect on {verb}, which reads the run's config")
-
-
-_VERBS: dict[str, Callable[[Any, Sequence[str], Mapping[str, str]], dict[str, Any]]] = {
+_VERBS: dict[str, Callable[[Any, Sequence[str], config.Experiment | None], dict[str, Any]]] = {
     "train": _train,
     "eval": _eval,
     "predict": _predict,

@@ -20,6 +20,9 @@ from typing import Any, Literal
 from tl_jax.core import typed
 from tl_jax.core.errors import UserError, did_you_mean, shorten
 
+# What XLA must be told, before it starts, to compute the same bits again on a GPU.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 Rules = tuple[tuple[str, float], ...]
 
 
@@ -163,7 +166,8 @@ class Train:
       metric: the validation metric that chooses the best checkpoint; None for the task's own.
       patience: evaluations without a better metric after which the run stops; None for never.
       restore_best: test the best checkpoint by validation instead of the last.
-      deterministic: the same bits again on a GPU, at the price of slower kernels (CPU and TPU always are).
+      deterministic: the same bits again on a GPU, at the price of slower kernels (CPU and TPU always are). The command
+        line tells XLA; a program that builds an engine itself sets `XLA_FLAGS` before JAX starts, or is refused.
     """
 
     batch_size: int = 32

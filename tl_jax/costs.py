@@ -65,10 +65,11 @@ def report(exp: config.Experiment) -> Report:
     engine = build(exp)
     _, params = chain.split(engine.model)
     compiled = compile_step(engine, exp.train.batch_size)
-    memory = _memory(engine, compiled)
+    memory = _memory(engine, exp.train.batch_size, compiled)
     unit = exp.train.accumulate * engine.mesh.shape["data"] * engine.mesh.shape["fsdp"]
     other = exp.train.batch_size // 2 // unit * unit or exp.train.batch_size + unit
-    temp, other_temp = memory["temporaries"], _memory(engine, compile_step(engine, other))["temporaries"]
+    temp = memory["temporaries"]
+    other_temp = compile_step(engine, other).memory_analysis().temp_size_in_bytes
     slope = max((temp - other_temp) / (exp.train.batch_size - other), 1.0) + memory["batch"] / exp.train.batch_size
     limit = _limit(engine.mesh)
     left = limit - sum(memory.values())
@@ -93,6 +94,11 @@ def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None)
     step = engine.step
     if accumulate is not None:
         step = Step(engine.step.objective, engine.tx, accumulate=accumulate, schedule=engine.schedule)
+    return step.core.lower(*_arguments(engine, batch_size)).compile()
+
+
+def _arguments(engine: Engine, batch_size: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the step takes (moving, constant, batch), abstract, each leaf with its sharding."""
     _, params = chain.split(engine.model)
     places = sharding.param_shardings(params, engine.mesh, engine.checkpoint.family.SHARDING)
     by_path = {path: _on(jax.ShapeDtypeStruct(p.shape, p.dtype), places[path]) for path, p in params.items()}
@@ -107,7 +113,7 @@ def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None)
     moves = {*engine.plan.trained, *engine.plan.moving}
     key = jax.eval_shape(lambda: jax.random.key(0))
     constant = {"frozen": {p: leaf for p, leaf in by_path.items() if p not in moves}, "key": _on(key, whole)}
-    return step.core.lower(moving, constant, _batch(engine, batch_size)).compile()
+    return moving, constant, _batch(engine, batch_size)
 
 
 def _batch(engine: Engine, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -126,22 +132,20 @@ def _on(leaf, place) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
-def _memory(engine: Engine, compiled) -> dict[str, int]:
-    moving, constant, batch = compiled.args_info[0]
-    shardings = compiled.input_shardings[0]
+def _memory(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
+    """Bytes on one device by part, what the program itself leaves unread among them."""
+    moving, constant, batch = _arguments(engine, batch_size)
 
-    def size(infos, places) -> int:
-        leaves = zip(jax.tree.leaves(infos), jax.tree.leaves(places))
-        return sum(
-            int(np.prod(place.shard_shape(info.shape))) * getattr(info.dtype, "itemsize", 8) for info, place in leaves
-        )
+    def size(tree) -> int:
+        leaves = jax.tree.leaves(tree)
+        return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
     return {
-        "frozen": size(constant["frozen"], shardings[1]["frozen"]),
-        "trained": size(moving["trained"], shardings[0]["trained"]),
-        "statistics": size(moving["stats"], shardings[0]["stats"]),
-        "optimizer": size(moving["opt_state"], shardings[0]["opt_state"]),
-        "batch": size(batch, shardings[2]),
+        "frozen": size(constant["frozen"]),
+        "trained": size(moving["trained"]),
+        "statistics": size(moving["stats"]),
+        "optimizer": size(moving["opt_state"]),
+        "batch": size(batch),
         "temporaries": int(compiled.memory_analysis().temp_size_in_bytes),
     }
 

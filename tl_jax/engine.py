@@ -12,6 +12,7 @@ Everything here can be used inside somebody else's loop; `runs.run` is the loop 
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -230,6 +231,11 @@ def build(
       UserError: whatever is wrong in the config, the data or the checkpoint's names and shapes.
     """
     config.validate(exp)
+    told = config.DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
+    if exp.train.deterministic and jax.default_backend() == "gpu" and not told:
+        raise UserError(
+            "train.deterministic", "needs XLA to be told", f"set XLA_FLAGS={config.DETERMINISTIC} at the start"
+        )
     mesh = meshes.build(exp.mesh) if mesh is None else mesh
     eval_size = exp.train.eval_batch_size or exp.train.batch_size
     meshes.check_batch(mesh, exp.train.batch_size // exp.train.accumulate, "train.batch_size (a portion of it)")

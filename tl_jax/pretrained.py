@@ -250,7 +250,7 @@ class Pretrained:
         params = self.params
         changed = {path for path, leaf in params.items() if self._loaded.get(path, _gone)() is not leaf}
         fresh = set() if self._match is None else set(self._match.fresh)
-        base = None if self._match is None else (self._checkpoint.folder, self._match)
+        base = None if self._checkpoint.folder is None else (self._checkpoint.folder, self._match)
         whole = {path: sharding.gathered(leaf) for path, leaf in params.items()}
         if jax.process_index() > 0:
             return

@@ -353,6 +353,6 @@ def _write(path: epath.Path, value: Any) -> None:
 
 
 def _digest(exp: config.Experiment) -> str:
-    """Of the config without its seed: runs that share it differ by chance alone."""
-    plain = {key: value for key, value in config.to_dict(exp).items() if key != "seed"}
+    """Of the config without its seeds: runs that share it differ by chance alone."""
+    plain = config.to_dict(dataclasses.replace(exp, seed=0, data=dataclasses.replace(exp.data, split_seed=0)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -183,11 +183,13 @@ def test_nothing_is_gone_without_donation():
         np.testing.assert_array_equal(first.trained[path], second.trained[path])
 
 
-def test_later_steps_do_not_compile_again():
+def test_later_steps_do_not_compile_again(caplog):
     """One program for three steps."""
     step, state = _start(toys.Net(), _LAST, optax.adamw(1e-3))
-    for seed in range(3):
-        state, _ = step(state, toys.vectors(seed=seed))
+    with jax.log_compiles():
+        for seed in range(3):
+            state, _ = step(state, toys.vectors(seed=seed))
+    assert sum("Compiling jit(_core)" in record.getMessage() for record in caplog.records) == 1
     assert step.core._cache_size() == 1 and int(state.step) == 3
 
 

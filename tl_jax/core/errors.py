@@ -22,7 +22,10 @@ class UserError(ValueError):
 
     def __init__(self, where: str, what: str, do: str = ""):
         self.where, self.what, self.do = where, what, do
-        super().__init__(": ".join(part for part in (where, what) if part) + (f". {_capital(do)}." if do else "."))
+        text = ": ".join(part for part in (where, what) if part)
+        if not text.endswith("?"):
+            text += "."
+        super().__init__(f"{text} {_capital(do)}." if do else text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

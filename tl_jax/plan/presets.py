@@ -51,8 +51,9 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
 
 
 def depths(stages: Sequence[str]) -> dict[str, int]:
-    """How far each stage is from the end, as layer-wise decay counts it (timm, BEiT): 0 for everything after the last
-    block, 1 for the last block, and one more than the first block for everything before it."""
+    """How far each stage is from the end, as layer-wise decay counts it (BEiT, MAE): 0 for everything after the last
+    block, 1 for the last block, and one more than the first block for everything before it. timm differs in one: its
+    final norm has the last block's rate."""
     blocks = [number for number, stage in enumerate(stages) if _BLOCK.fullmatch(stage)]
     steps = {}
     for number, stage in enumerate(stages):

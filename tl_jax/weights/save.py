@@ -27,7 +27,7 @@ def save(
     config: Mapping[str, Any],
     source: Source,
     indices: list[dict[str, int]],
-    base: tuple[pathlib.Path, Match] | None,
+    base: tuple[pathlib.Path, Match | None] | None,
 ) -> None:
     """Write `config.json` and `*.safetensors`.
 
@@ -37,7 +37,8 @@ def save(
       changed: paths that no longer hold the base file's values. All other tensors are copied from it, bit by bit.
       config: the content of `config.json`.
       source, indices: the layout to write parameters in that the base file does not name.
-      base: folder of the weights this came from, and how they were matched; None for a network from scratch.
+      base: folder of the weights this came from, and how they were matched, None where only the small files beside
+        them are wanted; None for a network from scratch.
 
     Raises:
       UserError: the folder is not empty.
@@ -45,7 +46,7 @@ def save(
     if folder.exists() and any(folder.iterdir()):
         raise UserError(str(folder), "is not empty", "give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    files = None if base is None else WeightFiles(base[0])
+    files = None if base is None or base[1] is None else WeightFiles(base[0])
     shards: dict[str, dict[str, np.ndarray]] = {}
     written: set[str] = set()
     if files is not None:
