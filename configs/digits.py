@@ -4,7 +4,8 @@
 
     python launch.py --config=digits
 
-The first experiment runs in the folder `pretrain` of the workdir; scikit-learn carries the images.
+The first experiment runs in the folder `pretrain` of the workdir; scikit-learn carries the images. It shows how one run
+follows another, and what a baseline is for: five digits teach so small a network too little, and it tells.
 """
 
 from tl_jax.config import Data, Experiment, Model, Optimizer, Plan, Train

@@ -44,6 +44,15 @@ def test_minilm_gives_the_outputs_of_transformers():
     np.testing.assert_allclose(found["pooler_output"], expected.pooler_output, atol=1e-4)
 
 
+def test_bert_refuses_texts_longer_than_its_positions():
+    """Indexing past the last position would clamp in silence."""
+    published = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, _ = filled({**published, "intermediate_size": 8, "vocab_size": 9, "max_position_embeddings": 4})
+    with pytest.raises(UserError, match="has 5 tokens, the network has 4 positions"):
+        model({"input_ids": np.ones((1, 5), np.int32)})
+    assert model({"input_ids": np.ones((1, 4), np.int32)})["last_hidden_state"].shape == (1, 4, 8)
+
+
 def test_vit_refuses_images_of_another_size():
     """One line with both sizes."""
     model, _ = filled(VIT)

@@ -20,10 +20,12 @@ from flax import nnx
 
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
+from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.pooling import Pooler
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
 
 MODEL_TYPES = ("bert",)
@@ -116,14 +118,6 @@ class Block(nnx.Module):
         return self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), self.dropout, after_mlp))
 
 
-class Pooler(nnx.Linear):
-    """tanh of a dense layer over the first token."""
-
-    def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> `last_hidden_state` and `pooler_output` float[B, D]."""
-        return {"last_hidden_state": x_BTD, "pooler_output": jnp.tanh(super().__call__(x_BTD[:, 0]))}
-
-
 class Backbone(chain.Backbone):
     """Stages `stem`, `blocks/0` …, and `pooler` where the config has one."""
 
@@ -140,8 +134,15 @@ class Backbone(chain.Backbone):
         self.width = config.hidden_size
 
     def begin(self, chain, batch, done) -> Carry:
-        """`input_ids` int[B, T]; `attention_mask` (default: all ones) and `token_type_ids` (zeros) may be absent."""
+        """`input_ids` int[B, T]; `attention_mask` (default: all ones) and `token_type_ids` (zeros) may be absent.
+
+        Raises:
+          UserError: more tokens than there are positions.
+        """
         ids_BT = batch["input_ids"]
+        if ids_BT.shape[1] > self.config.max_position_embeddings:
+            limit = self.config.max_position_embeddings
+            raise UserError("input_ids", f"has {ids_BT.shape[1]} tokens, the network has {limit} positions", "cut them")
         types_BT = batch.get("token_type_ids")
         mask_BT = batch.get("attention_mask")
         x = {"input_ids": ids_BT, "token_type_ids": jnp.zeros_like(ids_BT) if types_BT is None else types_BT}

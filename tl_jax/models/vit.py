@@ -24,6 +24,7 @@ from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.pooling import Pooler
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
 
 MODEL_TYPES = ("vit",)
@@ -129,14 +130,6 @@ class Norm(LayerNorm):
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
         return super().__call__(x_BTD)
-
-
-class Pooler(nnx.Linear):
-    """tanh of a dense layer over the class token."""
-
-    def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> `last_hidden_state` and `pooler_output` float[B, D]."""
-        return {"last_hidden_state": x_BTD, "pooler_output": jnp.tanh(super().__call__(x_BTD[:, 0]))}
 
 
 class Backbone(chain.Backbone):

@@ -78,6 +78,8 @@ def make_step(
     Args:
       model: the module; it is left as it is.
       loss_fn: `loss_fn(model, batch)` or `loss_fn(model, batch, key)` -> mean loss float[], or (mean, dict of means).
+        The model comes as `model` was left, with frozen BatchNorms in inference mode; a loss that calls
+        `model.train()` itself undoes the latter, their running statistics still stay.
       plan: what trains, and at which multiple of the rate; `decay`, `batchnorm` and `dropout` belong to `tx`, the
         module and the loss here, and are refused, as are `last_n` and `layer_decay`, which need stages.
       tx: sees the trained parameters only, as a flat dict by path.
