@@ -131,7 +131,7 @@ def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
 
 def gathered(array: jax.Array) -> jax.Array | np.ndarray:
     """The same array, readable on this process: whole, where other processes hold parts of it. Collective."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array
     return multihost_utils.process_allgather(array, tiled=True)
 
