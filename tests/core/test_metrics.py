@@ -33,7 +33,8 @@ def macro_f1(predicted_N, labels_N, weights_RN):
 
 def test_metrics_equal_scikit_learn(data):
     """Accuracy, F1 by class, AUROC with ties, the confusion matrix."""
-    sklearn = pytest.importorskip("sklearn.metrics")
+    import sklearn.metrics as sklearn
+
     labels_N, predicted_N, scores_N = data
     assert len(np.unique(scores_N)) < _N / 2
     # Quotients of small integers: a few roundings.
@@ -54,7 +55,8 @@ def test_metrics_equal_scikit_learn(data):
 
 def test_multi_label_accuracy_is_of_whole_rows():
     """scikit-learn's subset accuracy."""
-    sklearn = pytest.importorskip("sklearn.metrics")
+    import sklearn.metrics as sklearn
+
     truth_NC, predicted_NC = np.random.default_rng(0).random((2, _N, 2)) > 0.5
     expected = sklearn.accuracy_score(truth_NC, predicted_NC)
     np.testing.assert_allclose(metrics.accuracy(predicted_NC, truth_NC, ones()), expected, rtol=1e-12)

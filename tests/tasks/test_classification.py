@@ -164,7 +164,8 @@ def test_the_family_chooses_the_pooling_where_nobody_does():
 
 def test_metrics_of_a_set_equal_scikit_learn():
     """Accuracy, macro-F1, and the macro area of one class against the rest; of two classes it is the usual area."""
-    sklearn = pytest.importorskip("sklearn.metrics")
+    import sklearn.metrics as sklearn
+
     labels_N, ones = np.random.default_rng(2).integers(0, 3, 30), np.ones((1, 30))
     logits_NC = logits(30)
     wide = np.exp(logits_NC.astype(np.float64))
@@ -181,7 +182,8 @@ def test_metrics_of_a_set_equal_scikit_learn():
 
 def test_metrics_of_several_labels_equal_scikit_learn():
     """Exact matches, macro-F1 and macro area; a class that everyone has is left out of the area."""
-    sklearn = pytest.importorskip("sklearn.metrics")
+    import sklearn.metrics as sklearn
+
     truth_NC = (np.random.default_rng(2).random((30, 3)) > 0.5).astype(np.float32)
     truth_NC[:, 2] = 1
     logits_NC = logits(30)

@@ -84,7 +84,8 @@ def test_equals_optax(name):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_equals_torch(name):
     """AdamW and SGD with momentum are PyTorch's, decay included."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     params, gradients = _tree(0), _gradients(5)
     tensors = {path: torch.nn.Parameter(torch.from_numpy(np.array(leaf))) for path, leaf in params.items()}
     if name == "adamw":
