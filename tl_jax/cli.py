@@ -21,6 +21,7 @@ from absl import app, flags
 
 from tl_jax import config
 from tl_jax.config import DETERMINISTIC
+from tl_jax.core import heap
 from tl_jax.core.errors import UserError, did_you_mean
 
 _HELP = """\
@@ -64,6 +65,7 @@ _flags = _Flags()
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    heap.keep_freed_memory()
     app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
 
 

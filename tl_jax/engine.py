@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from tl_jax import config, pretrained
 from tl_jax.core import chain, plugins
@@ -95,7 +94,7 @@ class Engine:
         loaded = pretrained.load(
             checkpoint,
             self.model,
-            self._add_head,
+            pretrained.adder(self.task),
             fresh=self.exp.model.fresh,
             key=jax.random.fold_in(key, 0),
             dtype="float32",
@@ -176,9 +175,6 @@ class Engine:
     def _dtype(self):
         return jnp.bfloat16 if self.exp.model.dtype == "bfloat16" else None
 
-    def _add_head(self, model: chain.Backbone, rngs: nnx.Rngs) -> None:
-        model.add_stage("head", self.task.head(model.width, rngs=rngs))
-
     def shardings(self) -> dict[str, Any]:
         """Of everything that moves, in the form of `State.moving`."""
         _, params = chain.split(self.model)
@@ -195,11 +191,10 @@ class Engine:
         """The adapted network: callable, and `save(folder)` writes the published layout."""
         _, loaded = self.init_with_receipt()
         base = {**loaded.params, **{path: state.params[path] for path in (*self.plan.trained, *self.plan.moving)}}
-        add_head = self._add_head
-        model = pretrained.abstract(self.checkpoint, add_head)
+        model = pretrained.abstract(self.checkpoint, pretrained.adder(self.task))
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
-        options = {"multi_label": self.task.config.multi_label, "pool": self.task.pool}
+        options = {**dataclasses.asdict(self.task.config), "pool": self.task.pool}
         family = self.checkpoint.family
         names = [
             name for name, (_, head) in family.HEADS.items() if head.get("pool", family.POOLS[0]) == self.task.pool
@@ -255,10 +250,7 @@ def build(
     checkpoint = checkpoint.for_pool(task.pool)
     transform = _transform(exp, checkpoint, train)
 
-    def add_head(model, rngs):
-        model.add_stage("head", task.head(model.width, rngs=rngs))
-
-    model = pretrained.abstract(checkpoint, add_head)
+    model = pretrained.abstract(checkpoint, pretrained.adder(task))
     chains, params = chain.split(model)
     plan = resolve(exp.plan, chains, params, exp.optimizer.weight_decay, getattr(model, "reads", None))
     train_plan, steps = None, 1

@@ -133,6 +133,16 @@ def build(checkpoint: Checkpoint, add_head: Callable[[Backbone, nnx.Rngs], None]
     return model
 
 
+def adder(task) -> Callable[[Backbone, nnx.Rngs], None]:
+    """What appends a task's stages to a network."""
+
+    def add_head(model: Backbone, rngs: nnx.Rngs) -> None:
+        for name, module in task.stages(model.width, rngs=rngs).items():
+            model.add_stage(name, module)
+
+    return add_head
+
+
 def abstract(checkpoint: Checkpoint, add_head=None) -> Backbone:
     """The network without arrays."""
     return nnx.eval_shape(lambda: build(checkpoint, add_head, jax.random.key(0)))
@@ -290,10 +300,7 @@ def load_pretrained(
     if published is not None:
         task, _ = published
         checkpoint = checkpoint.for_pool(task.pool)
-
-        def add_head(model, rngs):
-            model.add_stage("head", task.head(model.width, rngs=rngs))
-
+        add_head = adder(task)
     elif not _has_pooler(checkpoint):
         checkpoint = checkpoint.for_pool("")
     model = abstract(checkpoint, add_head)

@@ -3,6 +3,7 @@
 """Stages run by themselves are the module run whole."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -153,3 +154,47 @@ def test_merge_into_wants_every_leaf():
     del params["head/kernel"]
     with pytest.raises(KeyError, match="head/kernel"):
         chain.merge_into(model, params)
+
+
+class _Tied(chain.Backbone):
+    """x -> x E -> (x E) E', where the second stage has the first one's matrix."""
+
+    class Down(nnx.Module):
+        def __init__(self):
+            self.matrix = nnx.Param(jnp.arange(6.0).reshape(2, 3))
+
+        def __call__(self, x, context):
+            return x @ self.matrix[...]
+
+    class Up(Down):
+        def __init__(self):
+            super().__init__()
+            self.matrix[...] = jnp.zeros((2, 3))
+            self.tied = nnx.static({"matrix": "stem/matrix"})
+
+        def __call__(self, x, context):
+            return x @ self.matrix[...].T
+
+    def __init__(self):
+        self.stem, self.head = self.Down(), self.Up()
+        self.chains = nnx.static({"": ("stem", "head")})
+
+    def begin(self, name, batch, done):
+        return Carry(batch["x"], {}, {})
+
+
+def test_a_tied_leaf_is_one_parameter():
+    """Its owner's: used by both stages, with the sum of both gradients, and put back into both modules."""
+    model, x = _Tied(), jnp.array([[1.0, 2.0]])
+    chains, params = chain.split(model)
+    assert set(params) == {"stem/matrix"} and chains[""][1].paths() == ()
+    matrix = params["stem/matrix"]
+
+    def total(params):
+        return chain.run_chains(model, chains, params, {"x": x}, lambda _: EVAL)[0]["last_hidden_state"].sum()
+
+    np.testing.assert_allclose(total(params), (x @ matrix @ matrix.T).sum())
+    expected = jax.grad(lambda m: (x @ m @ m.T).sum())(matrix)
+    np.testing.assert_allclose(jax.grad(total)(params)["stem/matrix"], expected)
+    chain.merge_into(model, {"stem/matrix": matrix + 1})
+    np.testing.assert_array_equal(model.head.matrix[...], matrix + 1)

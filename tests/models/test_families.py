@@ -303,8 +303,6 @@ def test_full_size_has_the_parameters_of_transformers(family, hf, tmp_path):
     published_fields = {**json.loads(config.to_json_string()), "architectures": [cls.__name__]}
     checkpoint = pretrained.from_config(published_fields)
     task, _ = pretrained.published_head(checkpoint)
-    model = pretrained.abstract(
-        checkpoint.for_pool(task.pool), lambda model, rngs: model.add_stage("head", task.head(model.width, rngs=rngs))
-    )
+    model = pretrained.abstract(checkpoint.for_pool(task.pool), pretrained.adder(task))
     _, params = chain.split(model)
     assert sorted(leaf.size for leaf in params.values()) == expected

@@ -80,6 +80,8 @@ def test_pooling():
     outputs = {"last_hidden_state": jnp.asarray(hidden_BTD), "pooler_output": jnp.ones((3, 2))}
     np.testing.assert_array_equal(pooled(outputs, "cls", mask_BT), hidden_BTD[:, 0])
     np.testing.assert_array_equal(pooled(outputs, "pooler", mask_BT), np.ones((3, 2)))
+    np.testing.assert_array_equal(pooled(outputs, "last", mask_BT)[:2], hidden_BTD[[0, 1], [3, 1]])
+    np.testing.assert_array_equal(pooled(outputs, "last", None), hidden_BTD[:, -1])
     expected = [hidden_BTD[0].mean(axis=0), hidden_BTD[1, :2].mean(axis=0), np.zeros(2)]
     # Sums of four float32 numbers.
     np.testing.assert_allclose(pooled(outputs, "mean", mask_BT), expected, atol=1e-6)
@@ -97,21 +99,23 @@ def test_mean_over_an_image_takes_both_axes():
 def test_head_drops_its_feature_only_in_training(rate):
     """Logits = feature @ kernel + bias without the mode; with it some are another; a rate near 1 is no division by
     zero."""
-    head = task(dropout=rate, pool="pooler").head(8, rngs=nnx.Rngs(0))
+    head = task(dropout=rate).stages(8, rngs=nnx.Rngs(0))["head"]
     feature = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
-    outputs = {"pooler_output": jnp.asarray(feature)}
+    outputs = {"feature": jnp.asarray(feature)}
     plain = head(outputs, Context({}, {}, EVAL, None))
     np.testing.assert_allclose(plain["logits"], feature @ head.kernel[...] + head.bias[...], atol=1e-6)
-    assert plain["pooler_output"] is outputs["pooler_output"] and plain["logits"].dtype == jnp.float32
+    assert plain["feature"] is outputs["feature"] and plain["logits"].dtype == jnp.float32
     drawn = head(outputs, Context({}, {}, Mode(dropout=True), jax.random.key(0)))["logits"]
     assert np.isfinite(drawn).all() and (drawn != plain["logits"]).any()
 
 
-def test_head_takes_an_array_as_the_hidden_state():
+def test_pool_takes_an_array_as_the_hidden_state():
     """A backbone without a pooling layer leaves no dict."""
-    head = task(pool="mean").head(2, rngs=nnx.Rngs(0))
-    outputs = head(jnp.ones((2, 3, 2)), Context({"attention_mask": jnp.ones((2, 3))}, {}, EVAL, None))
-    assert set(outputs) == {"last_hidden_state", "logits"} and outputs["logits"].shape == (2, 3)
+    context = Context({"attention_mask": jnp.ones((2, 3))}, {}, EVAL, None)
+    stages = task(pool="mean", bias=False).stages(2, rngs=nnx.Rngs(0))
+    outputs = stages["head"](stages["pool"](jnp.ones((2, 3, 2)), context), context)
+    assert set(outputs) == {"last_hidden_state", "feature", "logits"} and outputs["logits"].shape == (2, 3)
+    assert stages["head"].bias is None
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,7 @@ def load_with_fresh(folder, fresh, classes=5):
     labels = {str(i): str(i) for i in range(classes)}
     checkpoint = pretrained.open_checkpoint(str(folder), overrides={"id2label": labels})
     task, _ = pretrained.published_head(checkpoint)
-
-    def add_head(model, rngs):
-        model.add_stage("head", task.head(model.width, rngs=rngs))
-
+    add_head = pretrained.adder(task)
     loaded = pretrained.load(checkpoint, pretrained.abstract(checkpoint, add_head), add_head, fresh=fresh)
     return loaded.params, loaded.receipt
 

@@ -71,11 +71,13 @@ class Stage:
       name: where it sits in the model, `blocks/3`.
       graphdef: the module without arrays.
       leaves: its leaves' paths within the stage, each with True where it is a running statistic.
+      tied: paths within the stage of leaves that an earlier stage owns, each with the owner's full path.
     """
 
     name: str
     graphdef: nnx.GraphDef
     leaves: tuple[tuple[str, bool], ...]
+    tied: tuple[tuple[str, str], ...] = ()
 
     def paths(self) -> tuple[str, ...]:
         """Full paths of the leaves."""
@@ -85,6 +87,11 @@ class Stage:
         """Full paths of the running statistics."""
         return tuple(f"{self.name}/{leaf}" for leaf, is_stat in self.leaves if is_stat)
 
+    def named(self) -> tuple[tuple[str, str, bool], ...]:
+        """(path within the stage, full path, is a running statistic) of every leaf, tied ones too."""
+        own = ((leaf, f"{self.name}/{leaf}", is_stat) for leaf, is_stat in self.leaves)
+        return (*own, *((leaf, owner, False) for leaf, owner in self.tied))
+
 
 class Backbone(nnx.Module):
     """A network as chains of named stages.
@@ -92,6 +99,9 @@ class Backbone(nnx.Module):
     A family's class sets `chains`, `{"": ("stem", "blocks/0", …)}` for a network of one chain, and defines `begin`.
     A stage is a module with `stage(x, context) -> x`. The last stage leaves a dict of named outputs, or an array,
     which is then called `last_hidden_state`. A head is one more stage, `model.add_stage("head", module)`.
+
+    A leaf that two stages share is owned by the earlier one. The later one's module has a leaf of the same shape in
+    its place and a dict `tied`, for instance `{"embedding": "stem/word/embedding"}`; that leaf is no parameter.
     """
 
     chains: dict[str, tuple[str, ...]]
@@ -128,9 +138,13 @@ def split(model: Backbone) -> tuple[Chains, Params]:
     for chain, names in model.chains.items():
         stages = []
         for name in names:
-            graphdef, stats, rest = nnx.split(model.stage(name), nnx.BatchStat, ...)
+            module = model.stage(name)
+            graphdef, stats, rest = nnx.split(module, nnx.BatchStat, ...)
             stats, rest = (paths.flatten(nnx.as_pure(part)) for part in (stats, rest))
-            stages.append(Stage(name, graphdef, (*((p, True) for p in stats), *((p, False) for p in rest))))
+            tied = dict(getattr(module, "tied", {}))
+            rest = {path: leaf for path, leaf in rest.items() if path not in tied}
+            leaves = (*((p, True) for p in stats), *((p, False) for p in rest))
+            stages.append(Stage(name, graphdef, leaves, tuple(tied.items())))
             params.update({f"{name}/{path}": leaf for path, leaf in {**stats, **rest}.items()})
         chains[chain] = tuple(stages)
     return chains, params
@@ -141,9 +155,10 @@ def merge_into(model: Backbone, params: Mapping[str, jax.Array]) -> None:
     for names in model.chains.values():
         for name in names:
             module = model.stage(name)
-            state = nnx.state(module)
+            state, tied = nnx.state(module), dict(getattr(module, "tied", {}))
             for path, variable in nnx.to_flat_state(state):
-                variable.set_value(params["/".join((name, *map(str, path)))])
+                local = "/".join(map(str, path))
+                variable.set_value(params[tied.get(local, f"{name}/{local}")])
             nnx.update(module, state)
 
 
@@ -153,7 +168,7 @@ def run_stage(
     """Run one stage.
 
     Args:
-      params: at least this stage's leaves, by full path.
+      params: at least the leaves that this stage owns or shares, by full path.
       key: the stage's key; used only if the mode draws random numbers.
       dtype: what floating parameters are cast to for computing; running statistics keep theirs.
 
@@ -162,10 +177,10 @@ def run_stage(
     """
 
     def value(path: str, is_stat: bool):
-        leaf = params[f"{stage.name}/{path}"]
+        leaf = params[path]
         return leaf if dtype is None or is_stat or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
 
-    flat = [(_parts(path), value(path, is_stat)) for path, is_stat in stage.leaves]
+    flat = [(_parts(local), value(path, is_stat)) for local, path, is_stat in stage.named()]
     module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
     x = module(carry.x, Context(carry.batch, carry.shared, mode, key if mode.dropout else None))
     mutable = {}

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification of images and texts: one label an example, or any number of them.
 
-task = Task(Config(pool="mean"), classes=("cat", "dog"))
-model.add_stage("head", task.head(model.width, rngs=rngs))
+task = Task(Config(pool="mean"), classes=("cat", "dog"), pools=("cls", "mean"))
+for name, module in task.stages(model.width, rngs=rngs).items():
+    model.add_stage(name, module)
 losses, metrics = task.loss(outputs, batch)
 """
 
@@ -31,29 +32,41 @@ class Config:
 
     Attributes:
       multi_label: every class is a question of its own; labels are float[B, C] of 0 and 1.
-      pool: which feature the head reads: `pooler` (the checkpoint's pooling layer), `cls` (first token) or `mean`
-        (over the tokens that count); None for the family's own.
+      pool: which feature the head reads: `pooler` (the checkpoint's pooling layer), `cls` (first token), `last` (the
+        last token that counts) or `mean` (over the tokens that count); None for the family's own.
       dropout: of the feature, in training.
+      bias: whether the head has one.
     """
 
     multi_label: bool = False
     pool: str | None = None
     dropout: float = 0.0
+    bias: bool = True
+
+
+class Pool(nnx.Module):
+    """A stage of its own, so that a frozen backbone's cut lies behind it: one feature an example crosses."""
+
+    def __init__(self, pool: str):
+        self.pool = pool
+
+    def __call__(self, x, context):
+        """Named outputs (or `last_hidden_state` alone) -> the same with `feature` float[B, D]."""
+        outputs = dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
+        return {**outputs, "feature": pooled(outputs, self.pool, context.batch.get("attention_mask"))}
 
 
 class Head(nnx.Linear):
-    """A linear layer over one pooled feature; starts from N(0, 0.02²) and zero biases."""
+    """A linear layer over the pooled feature; starts from N(0, 0.02²) and zero biases."""
 
-    def __init__(self, width: int, classes: int, pool: str, dropout: float, *, rngs: nnx.Rngs):
-        super().__init__(width, classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
-        self.pool, self.dropout = pool, dropout
+    def __init__(self, width: int, classes: int, dropout: float, bias: bool, *, rngs: nnx.Rngs):
+        super().__init__(width, classes, use_bias=bias, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.dropout = dropout
 
     def __call__(self, x, context):
-        """Named outputs (or `last_hidden_state` alone) -> the same with `logits` float32[B, C]."""
-        outputs = dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
-        feature_BD = pooled(outputs, self.pool, context.batch.get("attention_mask"))
-        feature_BD = dropout(feature_BD, self.dropout, context.key)
-        return {**outputs, "logits": super().__call__(feature_BD).astype(jnp.float32)}
+        """Named outputs with `feature` -> the same with `logits` float32[B, C]."""
+        feature_BD = dropout(x["feature"], self.dropout, context.key)
+        return {**x, "logits": super().__call__(feature_BD).astype(jnp.float32)}
 
 
 def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | None) -> jax.Array:
@@ -67,6 +80,12 @@ def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | Non
     hidden_BTD = outputs["last_hidden_state"]
     if pool == "cls":
         return hidden_BTD[:, 0]
+    if pool == "last":
+        last = hidden_BTD.shape[1] - 1
+        if mask_BT is None:
+            return hidden_BTD[:, last]
+        last_B = last - jnp.argmax(mask_BT[:, ::-1].astype(bool), axis=1)
+        return jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     if mask_BT is None:
         return hidden_BTD.reshape(hidden_BTD.shape[0], -1, hidden_BTD.shape[-1]).mean(axis=1)
     mask_BT1 = mask_BT[..., None].astype(jnp.float32)
@@ -95,9 +114,10 @@ class Task:
         self.metric = "macro_f1" if config.multi_label else "accuracy"
         self.metrics = METRICS
 
-    def head(self, width: int, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The stage to append to a backbone of this width."""
-        return Head(width, len(self.classes), self.pool, self.config.dropout, rngs=rngs)
+    def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """The stages to append to a backbone of this width, by name."""
+        head = Head(width, len(self.classes), self.config.dropout, self.config.bias, rngs=rngs)
+        return {"pool": Pool(self.pool), "head": head}
 
     def published(self) -> dict[str, object]:
         """What a `config.json` says of this head."""
