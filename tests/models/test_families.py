@@ -1,6 +1,6 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for every family, against `transformers`: a new file in `tl_jax/models` needs one entry in TINY.
+"""What must hold for every family, against `transformers`: a new file in `tl_jax/models` needs one in tests/published.
 
 Every tensor of the reference is drawn anew, biases, norms and running statistics too, so that none hides behind a
 zero or a one.
@@ -16,6 +16,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 from safetensors.numpy import load_file
 
@@ -28,22 +29,11 @@ from tl_jax.weights.files import WeightFiles
 from tl_jax.weights.match import match_tensors
 
 FAMILIES = plugins.names("tl_jax.models")
-_TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-_IMAGE = _TEXT | {"image_size": 12, "patch_size": 4}
-_NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1]}
-# The bare class of each family, and small configs that take every branch of it.
-TINY = {
-    "bert": ("BertModel", [_TEXT | {"vocab_size": 40, "max_position_embeddings": 12}]),
-    "resnet": (
-        "ResNetModel",
-        [
-            _NET | {"layer_type": "basic", "downsample_in_first_stage": True},
-            _NET | {"layer_type": "bottleneck", "depths": [1, 1], "downsample_in_bottleneck": True},
-            _NET | {"layer_type": "bottleneck", "depths": [1, 1], "num_channels": 2, "hidden_act": "silu"},
-        ],
-    ),
-    "vit": ("ViTModel", [_IMAGE, _IMAGE | {"qkv_bias": False}]),
-}
+
+
+def tiny(family: str):
+    """The family's module in tests/published."""
+    return importlib.import_module(f"published.{family}")
 
 
 def heads(family: str) -> list[str]:
@@ -55,11 +45,11 @@ def cases() -> list:
     """The bare class, whose names lack the prefix, on the last config; every head on the others."""
     chosen = []
     for family in FAMILIES:
-        bare, configs = TINY[family]
+        configs = tiny(family).CONFIGS
         with_head = configs[:-1] or configs
-        chosen += [(name, number, fields) for number, fields in enumerate(with_head) for name in heads(family)]
-        chosen.append((bare, len(configs) - 1, configs[-1]))
-    return [pytest.param((name, fields), id=f"{name}-{number}") for name, number, fields in chosen]
+        chosen += [(family, name, number, fields) for number, fields in enumerate(with_head) for name in heads(family)]
+        chosen.append((family, tiny(family).MODEL, len(configs) - 1, configs[-1]))
+    return [pytest.param((family, name, fields), id=f"{name}-{number}") for family, name, number, fields in chosen]
 
 
 CASES = cases()
@@ -86,6 +76,7 @@ class Case:
     """One published class: the reference, its files, what was loaded from them, and a batch."""
 
     torch: object
+    family: str
     reference: object
     folder: object
     loaded: object
@@ -93,24 +84,9 @@ class Case:
 
     def expected(self, model=None) -> dict:
         """The reference's outputs, as torch tensors with channels last."""
-        model = self.reference if model is None else model
         inputs = {name: self.torch.from_numpy(np.asarray(value)) for name, value in self.batch.items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].permute(0, 3, 1, 2)
-        if model.base_model is model:
-            found, logits = model(**inputs), None
-        else:
-            kept = []
-            hook = model.base_model.register_forward_hook(lambda _, __, output: kept.append(output))
-            logits = model(**inputs).logits
-            hook.remove()
-            found = kept[0]
-        outputs = {"last_hidden_state": found.last_hidden_state}
-        if outputs["last_hidden_state"].ndim == 4:
-            outputs["last_hidden_state"] = outputs["last_hidden_state"].permute(0, 2, 3, 1)
-        if found.get("pooler_output") is not None:
-            outputs["pooler_output"] = found.pooler_output.flatten(1)
-        return outputs if logits is None else {**outputs, "logits": logits}
+        outputs = getattr(tiny(self.family), "expected", published.outputs)
+        return outputs(self.reference if model is None else model, inputs)
 
     def run(self, params, mode=EVAL):
         """Outputs and running statistics at these parameters."""
@@ -130,22 +106,12 @@ def quick(function):
 @pytest.fixture(scope="module", params=CASES)
 def case(request, hf, tmp_path_factory):
     torch, transformers = hf
-    reference, folder = draw(torch, transformers, *request.param), tmp_path_factory.mktemp("published")
+    family, name, fields = request.param
+    reference, folder = draw(torch, transformers, name, fields), tmp_path_factory.mktemp("published")
     reference.save_pretrained(folder)
-    config = reference.config
-    rng = np.random.default_rng(1)
-    if hasattr(config, "vocab_size"):
-        mask = np.arange(7) < np.array([[7], [4], [1]])
-        batch = {
-            "input_ids": rng.integers(0, config.vocab_size, (3, 7)),
-            "attention_mask": mask.astype(np.int64),
-            "token_type_ids": rng.integers(0, 2, (3, 7)),
-        }
-    else:
-        # 33 is odd at every level, where padding and strides are easiest to get wrong.
-        size = getattr(config, "image_size", 33)
-        batch = {"pixel_values": rng.normal(size=(3, size, size, config.num_channels)).astype(np.float32)}
-    return Case(torch, reference, folder, tl_jax.load_pretrained(folder), batch)
+    kind = published.texts if hasattr(reference.config, "vocab_size") else published.images
+    batch = getattr(tiny(family), "batch", kind)(reference.config, np.random.default_rng(1))
+    return Case(torch, family, reference, folder, tl_jax.load_pretrained(folder), batch)
 
 
 def draw(torch, transformers, name, fields):
@@ -169,7 +135,7 @@ def draw(torch, transformers, name, fields):
     return model
 
 
-def published(case, tmp_path, model) -> dict:
+def through_files(case, tmp_path, model) -> dict:
     """The parameters of a torch model by our paths, through its files."""
     model.save_pretrained(tmp_path)
     return tl_jax.load_pretrained(tmp_path).params
@@ -223,7 +189,7 @@ def test_gradients_are_those_of_transformers(case, tmp_path):
     sum((value * case.torch.from_numpy(weights[name])).sum() for name, value in outputs.items()).backward()
     for tensor in model.parameters():
         tensor.data = case.torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-    expected = published(case, tmp_path, model)
+    expected = through_files(case, tmp_path, model)
 
     def loss(params):
         found, _ = case.run(params)
@@ -247,7 +213,7 @@ def test_batch_statistics_are_those_of_transformers(case, tmp_path):
         return
     with case.torch.no_grad():
         expected = case.expected(model)
-    after = published(case, tmp_path, model)
+    after = through_files(case, tmp_path, model)
     found, moved = quick(lambda params: case.run(params, Mode(batch_stats=True)))(case.loaded.params)
     for name, value in expected.items():
         # Deviations of small batches divide small differences, which widens float32 rounding.

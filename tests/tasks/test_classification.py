@@ -109,11 +109,11 @@ def test_head_drops_its_feature_only_in_training(rate):
     assert np.isfinite(drawn).all() and (drawn != plain["logits"]).any()
 
 
-def test_pool_takes_an_array_as_the_hidden_state():
+def test_feature_takes_an_array_as_the_hidden_state():
     """A backbone without a pooling layer leaves no dict."""
     context = Context({"attention_mask": jnp.ones((2, 3))}, {}, EVAL, None)
     stages = task(pool="mean", bias=False).stages(2, rngs=nnx.Rngs(0))
-    outputs = stages["head"](stages["pool"](jnp.ones((2, 3, 2)), context), context)
+    outputs = stages["head"](stages["feature"](jnp.ones((2, 3, 2)), context), context)
     assert set(outputs) == {"last_hidden_state", "feature", "logits"} and outputs["logits"].shape == (2, 3)
     assert stages["head"].bias is None
 

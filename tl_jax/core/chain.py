@@ -112,6 +112,7 @@ class Backbone(nnx.Module):
 
     def add_stage(self, name: str, module: nnx.Module) -> None:
         """Append a stage to the last chain."""
+        assert not hasattr(self, name), name
         setattr(self, name, module)
         last = list(self.chains)[-1]
         self.chains = nnx.static({**self.chains, last: (*self.chains[last], name)})

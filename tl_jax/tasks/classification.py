@@ -44,7 +44,7 @@ class Config:
     bias: bool = True
 
 
-class Pool(nnx.Module):
+class Feature(nnx.Module):
     """A stage of its own, so that a frozen backbone's cut lies behind it: one feature an example crosses."""
 
     def __init__(self, pool: str):
@@ -117,7 +117,7 @@ class Task:
     def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The stages to append to a backbone of this width, by name."""
         head = Head(width, len(self.classes), self.config.dropout, self.config.bias, rngs=rngs)
-        return {"pool": Pool(self.pool), "head": head}
+        return {"feature": Feature(self.pool), "head": head}
 
     def published(self) -> dict[str, object]:
         """What a `config.json` says of this head."""
