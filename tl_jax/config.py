@@ -165,6 +165,8 @@ class Train:
       save_every: steps between checkpoints; None for at every evaluation.
       metric: the validation metric that chooses the best checkpoint; None for the task's own.
       patience: evaluations without a better metric after which the run stops; None for never.
+      cache: compute what crosses the cut once and keep it in memory, instead of in every epoch: `auto` where that saves
+        work and fits, `on` or a refusal that says why not, `off` never.
       restore_best: test the best checkpoint by validation instead of the last.
       deterministic: the same bits again on a GPU, at the price of slower kernels (CPU and TPU always are). The command
         line tells XLA; a program that builds an engine itself sets `XLA_FLAGS` before JAX starts, or is refused.
@@ -180,6 +182,7 @@ class Train:
     save_every: int | None = None
     metric: str | None = None
     patience: int | None = None
+    cache: Literal["auto", "on", "off"] = "auto"
     restore_best: bool = True
     deterministic: bool = False
 

@@ -113,19 +113,7 @@ def _arguments(engine: Engine, batch_size: int) -> tuple[dict[str, Any], dict[st
     moves = {*engine.plan.trained, *engine.plan.moving}
     key = jax.eval_shape(lambda: jax.random.key(0))
     constant = {"frozen": {p: leaf for p, leaf in by_path.items() if p not in moves}, "key": _on(key, whole)}
-    return moving, constant, _batch(engine, batch_size)
-
-
-def _batch(engine: Engine, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The largest batch that the data can give, abstract."""
-    examples = engine.sets["train"]
-    made = engine.transform(examples[0], None)
-    arrays = engine.transform.collate([made], engine.exp.data.max_length)
-    arrays["label"] = examples.labels[:1].astype(np.float32 if examples.multi_label else np.int32)
-    arrays |= {"weight": np.zeros(1, np.float32), "id": np.zeros(1, np.int32)}
-    place = sharding.batch_sharding(engine.mesh)
-    shapes = {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
-    return {name: _on(shape, place) for name, shape in shapes.items()}
+    return moving, constant, engine.abstract_batch(batch_size)
 
 
 def _on(leaf, place) -> jax.ShapeDtypeStruct:

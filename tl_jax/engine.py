@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from tl_jax import config, pretrained
+from tl_jax import caching, config, pretrained
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
@@ -32,9 +33,11 @@ from tl_jax.data.preprocessor import image_spec
 from tl_jax.data.texts import TextTransform
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
+from tl_jax.plan import cut
 from tl_jax.plan.resolve import Resolved, resolve
 from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
 from tl_jax.train import optimizer, schedule
+from tl_jax.train.activations import Activations, StoredRows
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
@@ -57,6 +60,8 @@ class Engine:
       schedule, tx: the learning rate by step, and the optimizer over trained parameters.
       step: the training step; `train_step` and `step_fn` are it, jitted and not.
       callbacks: told of what happens in `runs.run`.
+      stores: what crosses the cut, by split, once `caching.fill` has computed it; batches then bring it as `crossing`
+        instead of inputs.
     """
 
     exp: config.Experiment
@@ -74,6 +79,7 @@ class Engine:
     tx: optax.GradientTransformation
     step: Step
     callbacks: Sequence[Any] = ()
+    stores: dict[str, Activations] = dataclasses.field(default_factory=dict)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -125,16 +131,21 @@ class Engine:
     @functools.cached_property
     def _eval(self):
         def forward(params, batch):
-            outputs, _ = chain.run_chains(self.model, self.chains, params, batch, lambda _: EVAL, dtype=self._dtype)
+            below = self.plan.cut if "crossing" in batch else dict.fromkeys(self.chains, 0)
+            crossing = batch.get("crossing", {})
+            outputs, _ = cut.run_suffix(
+                self.model, self.chains, below, crossing, params, batch, lambda _: EVAL, dtype=self._dtype
+            )
             losses = {"loss": self.task.loss(outputs, batch)[0]} if "label" in batch else {}
             # Copied to every device: the host then reads it whole, on any number of processes.
-            kept = {"logits": outputs["logits"], "weight": batch["weight"], **losses}
+            kept = {"logits": outputs["logits"], **losses, **{n: batch[n] for n in ("weight", "id") if n in batch}}
             return jax.lax.with_sharding_constraint(kept, sharding.replicated(self.mesh))
 
         return jax.jit(forward)
 
     def eval_step(self, state: State, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """`logits`, `weight` and, with labels in the batch, `loss` float32[B]: no dropout, running statistics."""
+        """`logits`, `weight`, `id` where the batch has it and, with labels, `loss` float32[B]: no dropout, running
+        statistics."""
         batch = self.place(batch)
         if "weight" not in batch:
             batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
@@ -149,25 +160,52 @@ class Engine:
         return self._batches(self.sets["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
 
     def eval_batches(self, examples: Examples) -> Iterator[dict[str, jax.Array]]:
-        """All examples in order; the last batch is filled up with examples of weight 0."""
-        size = self.exp.train.eval_batch_size or self.exp.train.batch_size
-        lengths = self.transform.lengths(examples)
-        plan = BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=_buckets(self.exp.data))
+        """All examples once, sorted by padded length; the last batch is filled up with examples of weight 0."""
+        plan = self.eval_plan(examples)
         return self._batches(examples, plan, 0, plan.steps_per_epoch, 0, augment=False)
 
+    def eval_plan(self, examples: Examples) -> BatchPlan:
+        """Which examples make up the batches of `eval_batches`."""
+        size = self.exp.train.eval_batch_size or self.exp.train.batch_size
+        lengths = self.transform.lengths(examples)
+        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=_buckets(self.exp.data))
+
+    def abstract_batch(self, batch_size: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of training inputs, the longest that the config allows unless `length` says otherwise."""
+        examples, longest = self.sets["train"], self.exp.data.max_length
+        arrays = self.transform.collate([self.transform(examples[0], None)], longest)
+        # Of the inputs only sequences follow the length, along their second axis.
+        cut_short = {} if length is None else {name: x[:, :length] for name, x in arrays.items()}
+        arrays |= {
+            "label": examples.labels[:1].astype(np.float32 if examples.multi_label else np.int32),
+            "weight": np.zeros(1, np.float32),
+            "id": np.zeros(1, np.int32),
+            **cut_short,
+        }
+        place = sharding.batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=place)
+            for name, x in arrays.items()
+        }
+
     def _batches(self, examples: Examples, plan: BatchPlan, start: int, stop: int, seed: int, augment: bool):
-        rows = sharding.process_rows(self.mesh, plan.batch_size)
-        threads = self.exp.data.threads
+        transform = self.transform
+        for split, store in self.stores.items():
+            positions = examples.within(self.sets[split])
+            if positions is not None:
+                examples = examples.instead(lambda index, at=positions: {"position": at[index]})
+                transform = StoredRows(store)
+                break
         host = pipeline.batches(
             examples,
-            self.transform,
+            transform,
             plan,
             start=start,
             stop=stop,
-            rows=rows,
+            rows=sharding.process_rows(self.mesh, plan.batch_size),
             seed=seed,
             augment=augment,
-            threads=threads,
+            threads=self.exp.data.threads,
         )
         return pipeline.on_device(host, self.place)
 
@@ -277,7 +315,10 @@ def build(
         place=engine.place,
         out_shardings=engine.shardings(),
     )
-    return dataclasses.replace(engine, step=step)
+    engine = dataclasses.replace(engine, step=step)
+    if train:
+        caching.check(engine)
+    return engine
 
 
 def read_sets(data: config.Data, saved_split: Mapping[str, list[str]] | None = None) -> dict[str, Examples]:

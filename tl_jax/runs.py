@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tl_jax import config, evaluation
+from tl_jax import caching, config, evaluation
 from tl_jax.core import chain
 from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError, shorten
@@ -182,6 +182,13 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         if latest is not None:
             state, kept_progress = _restored(engine, state, loaded, checkpoints, latest)
             progress = loop.Progress(**kept_progress)
+        if int(state.step) < engine.steps and caching.why_not(engine) is None:
+            console.say(
+                f"computing once what crosses the cut ({caching.nbytes(engine) / 1e6:.1f} MB)"
+            ) if main else None
+            began = time.perf_counter()
+            caching.fill(engine, state)
+            progress.seconds += time.perf_counter() - began
         state, progress = loop.fit(
             state,
             progress,

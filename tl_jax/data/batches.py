@@ -22,7 +22,7 @@ class BatchPlan:
       num_examples: N, at least 1.
       batch_size: B, over all processes.
       seed: of the order; not negative.
-      shuffle: a new order each epoch; otherwise every epoch is in the order of the indices.
+      shuffle: a new order each epoch; otherwise every epoch is in the order of the indices, bucket by bucket.
       lengths: int[N], what each example measures; None when all are of one shape.
       buckets: padded lengths, ascending, the last at least as long as every example; used with `lengths` only.
     """
@@ -70,12 +70,8 @@ class BatchPlan:
 
     def _make_epoch(self, epoch: int) -> list[np.ndarray]:
         """The members of every batch; all hold B but one."""
-        size = self.batch_size
-        if not self._shuffle:
-            order = np.arange(self._num_examples)
-            return [order[i : i + size] for i in range(0, len(order), size)]
-        rng = np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(self._num_examples)
+        size, rng = self.batch_size, np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(self._num_examples) if self._shuffle else np.arange(self._num_examples)
         batches, left = [], order[:0]
         for members in self._by_bucket(order):
             # What does not fill a batch goes up to the next longer bucket, so only the last batch can be short.
@@ -85,7 +81,7 @@ class BatchPlan:
             left = members[full:]
         if len(left):
             batches.append(left)
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
 
     def _by_bucket(self, order: np.ndarray) -> list[np.ndarray]:
         if self._lengths is None:

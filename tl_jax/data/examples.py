@@ -71,6 +71,18 @@ class Examples:
             rows=self._rows[indices],
         )
 
+    def within(self, whole: "Examples") -> np.ndarray | None:
+        """int64[N], where these records stand in `whole`; None unless all were taken from it."""
+        if self._fetch is not whole._fetch:
+            return None
+        at = {row: position for position, row in enumerate(whole._rows.tolist())}
+        found = [at.get(row) for row in self._rows.tolist()]
+        return None if None in found else np.array(found, np.int64)
+
+    def instead(self, fetch: Callable[[int], dict[str, Any]]) -> "Examples":
+        """The same keys, labels and groups with other records, by position."""
+        return Examples(fetch, self.keys, kind=self.kind, classes=self.classes, labels=self.labels, groups=self.groups)
+
     def relabelled(self, labels: np.ndarray, classes: Sequence[str]) -> "Examples":
         """The same records with other labels, by the names in `classes`."""
         return Examples(

@@ -116,7 +116,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process' rows of every field, as arrays of the whole batch; arrays on devices stay as they are.
+    """This process' rows of every leaf, as arrays of the whole batch; arrays on devices stay as they are.
 
     Args:
       batch: [n, ...] of any dtype that JAX has, row i being row `process_rows(...)[i]` of the global batch. On CPU the
@@ -125,8 +125,12 @@ def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
     Returns:
       Arrays [batch_size, ...] with `batch_sharding`.
     """
-    here = {name: value for name, value in batch.items() if not isinstance(value, jax.Array)}
-    return {**batch, **jax.make_array_from_process_local_data(batch_sharding(mesh), here)}
+    place = batch_sharding(mesh)
+
+    def put(leaf):
+        return leaf if isinstance(leaf, jax.Array) else jax.make_array_from_process_local_data(place, leaf)
+
+    return jax.tree.map(put, dict(batch))
 
 
 def gathered(array: jax.Array) -> jax.Array | np.ndarray:

@@ -12,7 +12,8 @@ def collect(eval_step: Callable, state, batches: Iterable[Mapping[str, jax.Array
     """Concatenated outputs in the order of the split, without the examples that only fill up the last batch.
 
     Args:
-      eval_step: (state, batch) -> dict of arrays whose first dimension is the example, among them `weight`.
+      eval_step: (state, batch) -> dict of arrays whose first dimension is the example, among them `weight` and `id`,
+        the example's position in the split.
     """
     # All steps are dispatched before the first result is waited for.
     parts = [eval_step(state, batch) for batch in batches]
@@ -20,4 +21,6 @@ def collect(eval_step: Callable, state, batches: Iterable[Mapping[str, jax.Array
     for part in jax.device_get(parts):
         real = part.pop("weight") > 0
         kept.append({name: value[real] for name, value in part.items()})
-    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    order = np.argsort(joined.pop("id"))
+    return {name: value[order] for name, value in joined.items()}
