@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import config, pretrained
+from tl_jax import caching, config, pretrained
 from tl_jax.core import chain
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import sharding
@@ -163,10 +163,18 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
             f"parameters: {figures.trained_parameters:,} of {figures.total_parameters:,} train ({share:.1%})",
             f"steps: {figures.steps} of {figures.batch_size} examples, {figures.steps_per_epoch} an epoch",
             f"cost: {figures.flops_per_step / 1e9:.2f} GFLOP a step, compiled",
+            f"cut: {_kept(engine)}",
             f"memory on a device: {used} ({parts}) of {readable(figures.memory_limit)}",
             f"largest batch that fits: about {figures.batch_size_that_fits}",
         ]
     )
+
+
+def _kept(engine: Engine) -> str:
+    reason = caching.why_not(engine)
+    if reason is not None:
+        return f"computed in every step, as {reason}"
+    return f"what crosses it is computed once and kept, {readable(caching.nbytes(engine))} in the host's memory"
 
 
 def readable(size: float) -> str:
