@@ -9,15 +9,19 @@ predict_file("runs/x", "new_texts.txt", "predictions.csv")
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from tl_jax import config, evaluation
+from tl_jax.core import folder as folders
 from tl_jax.core import plugins
 from tl_jax.core.errors import UserError
 from tl_jax.data.examples import Examples, joined
 from tl_jax.engine import Engine
 from tl_jax.pretrained import load_pretrained
-from tl_jax.runs import open_run
+from tl_jax.runs import load_run, open_run
 from tl_jax.weights.from_torch import convert_in_subprocess
 
 _TABLES = (".tsv", ".csv", ".jsonl", ".txt")
@@ -75,6 +79,62 @@ def convert(source: str, target: str) -> str:
     pretrained = load_pretrained(source)
     pretrained.save(target)
     return f"{pretrained.receipt}\nwritten to {target}"
+
+
+def export(workdir: str, target: str) -> str:
+    """Write a run's adapted network as `transformers` reads it, with a model card of the run's facts.
+
+    Returns:
+      What to load it with.
+
+    Raises:
+      UserError: no run there, a folder that is not empty, or a head that no class of `transformers` has.
+    """
+    summary = folders.read_json(epath.Path(workdir) / "summary.json")
+    if summary is None:
+        raise UserError(str(workdir), "holds no finished run", "let it finish first")
+    pretrained = load_run(workdir)
+    heads = pretrained.heads()
+    if not heads:
+        raise UserError(
+            "export",
+            f"no class of transformers has a head with pool={pretrained.config['tl_jax']['options']['pool']}",
+            "train with another task.options.pool, or keep to load_run, which reads every run",
+        )
+    pretrained.save(target)
+    (pathlib.Path(target) / "README.md").write_text(_card(pretrained, summary))
+    return f"{heads[0]}.from_pretrained({target!r})"
+
+
+def _card(pretrained, summary: Mapping[str, Any]) -> str:
+    """The model card: where it comes from, what was trained on how much, and how well it does."""
+    rows = [
+        f"| {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
+        for name, value in summary["test"].items()
+        for low, high in [summary["intervals"]["test"][name]]
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            f"base_model: {pathlib.Path(pretrained.receipt.source).name}",
+            "---",
+            f"# {summary['name']}",
+            "",
+            f"Adapted with tl_jax from `{pathlib.Path(pretrained.receipt.source).name}` (sha256 of its weights "
+            f"{pretrained.receipt.digest}).",
+            "",
+            f"- {summary['trained_parameters']:,} of {summary['total_parameters']:,} parameters trained, "
+            f"{summary['steps']} steps, seed {summary['seed']}",
+            f"- examples: {', '.join(f'{split} {count}' for split, count in summary['examples'].items())}",
+            f"- classes: {', '.join(pretrained.classes)}",
+            "",
+            "| test | value | 95 % interval |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def convert_torch(file: str, target: str) -> str:

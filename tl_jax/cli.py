@@ -33,6 +33,7 @@ python launch.py [VERB] [--config=CONFIG] [--workdir=DIR] [--config.FIELD=VALUE 
   compare  R1 R2 ...                                       a Markdown table of runs, mean and deviation over seeds
   convert  --from=DIR --to=DIR                             read published weights, write them again, checked
            --from-torch=FILE --to=DIR                      a PyTorch file as safetensors
+  export   --workdir=R --to=DIR [--format=hf]              a run's network as transformers reads it, with a model card
   plan     --config=CONFIG                                 what would train, at which rate, its cost and memory
 
 CONFIG is a .py file, a run's config.json, or a name: """
@@ -50,6 +51,7 @@ class _Flags:
         define("from", None, "Folder or hub id to convert.")
         define("from_torch", None, "PyTorch file to convert.")
         define("to", None, "New folder to write to.")
+        define("format", "hf", "Layout to export to: hf, files for transformers.")
         define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
         define("compile_cache", None, "Folder to keep compiled programs in; by default one of yours; 'off' for none.")
         flags.DEFINE_integer("num_processes", None, "Processes in all, with --coordinator.")
@@ -237,6 +239,20 @@ def _convert(FLAGS, words, exp) -> dict[str, Any]:
     return {"to": FLAGS.to}
 
 
+def _export(FLAGS, words, exp) -> dict[str, Any]:
+    from tl_jax import apply
+
+    _no_more(words, "export")
+    if FLAGS.format != "hf":
+        raise UserError("--format", f"is {FLAGS.format!r}, must be hf")
+    if not FLAGS.to:
+        raise UserError("--to", "is missing", "name a new folder")
+    text = apply.export(_workdir(FLAGS), FLAGS.to)
+    if not FLAGS.json:
+        print(f"written; load it with transformers.{text}")
+    return {"to": FLAGS.to}
+
+
 def _plan(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import costs
 
@@ -258,5 +274,6 @@ _VERBS: dict[str, Callable[[Any, Sequence[str], config.Experiment | None], dict[
     "predict": _predict,
     "compare": _compare,
     "convert": _convert,
+    "export": _export,
     "plan": _plan,
 }

@@ -233,14 +233,11 @@ class Engine:
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
         options = {**dataclasses.asdict(self.task.config), "pool": self.task.pool}
-        family = self.checkpoint.family
-        names = [
-            name for name, (_, head) in family.HEADS.items() if head.get("pool", family.POOLS[0]) == self.task.pool
-        ]
-        if names:
-            published["architectures"] = names[:1]
         published["tl_jax"] = {"task": self.exp.task.name, "options": options}
-        return Pretrained(model, self.checkpoint, loaded, published)
+        result = Pretrained(model, self.checkpoint, loaded, published)
+        if result.heads():
+            published["architectures"] = result.heads()[:1]
+        return result
 
 
 def build(

@@ -241,6 +241,17 @@ class Pretrained:
         """All leaves by path, as the module holds them now."""
         return chain.split(self.model)[1]
 
+    def heads(self) -> list[str]:
+        """Published classes with the head that this network has, which a run of tl_jax left in its config."""
+        ours = self.config.get("tl_jax", {})
+        family, found = self._checkpoint.family, []
+        for name, (task, options) in family.HEADS.items():
+            theirs = {"pool": family.POOLS[0], "bias": True, **options}
+            same = all(ours.get("options", {}).get(option, value) == value for option, value in theirs.items())
+            if task == ours.get("task") and same and name.isidentifier():
+                found.append(name)
+        return found
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Named outputs for a dict of arrays, see the family's `begin`; other fields of the dict are left alone."""
         inputs = {name: jnp.asarray(batch[name]) for name in self._checkpoint.family.INPUTS if name in batch}

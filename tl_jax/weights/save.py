@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tl_jax.core.errors import UserError
 from tl_jax.weights.files import WeightFiles
 from tl_jax.weights.match import Match
-from tl_jax.weights.rules import Source
+from tl_jax.weights.rules import Rule, Source
 
 _KEPT = (".json", ".txt", ".model")
 
@@ -49,6 +49,8 @@ def save(
     files = None if base is None or base[1] is None else WeightFiles(base[0])
     shards: dict[str, dict[str, np.ndarray]] = {}
     written: set[str] = set()
+    rules = [rule for row in source.rules for rule in row.expand(indices)]
+    rename = _renaming(source, rules, params, () if files is None else files.tensors)
     if files is not None:
         filled = {name: row for row in base[1].filled for name in row[0]}
         for name, info in files.tensors.items():
@@ -61,11 +63,11 @@ def save(
                 names, paths, layout = filled[name]
                 tensors = layout.save(tuple(np.asarray(params[path]) for path in paths))
                 old = files.read(name)
-                shard[name] = np.ascontiguousarray(tensors[names.index(name)].astype(old.dtype))
+                shard[rename(name)] = np.ascontiguousarray(tensors[names.index(name)].astype(old.dtype))
             else:
-                shard[name] = files.read(name)
+                shard[rename(name)] = files.read(name)
     new = shards.setdefault(list(shards)[-1] if shards else "model.safetensors", {})
-    for rule in (rule for row in source.rules for rule in row.expand(indices)):
+    for rule in rules:
         if all(path in params and path not in written for path in rule.params):
             tensors = rule.layout.save(tuple(np.asarray(params[path]) for path in rule.params))
             new.update({name: np.ascontiguousarray(tensor) for name, tensor in zip(rule.tensors, tensors)})
@@ -85,3 +87,23 @@ def save(
         for file in sorted(base[0].iterdir()):
             if file.suffix in _KEPT and not (folder / file.name).exists() and ".index." not in file.name:
                 shutil.copyfile(file, folder / file.name)
+
+
+def _renaming(source: Source, rules: list[Rule], params, tensors):
+    """How names of the base file are written.
+
+    A bare backbone's names lack the prefix that they have beside a head; once there is a head, a reader that finds no
+    prefix would put one before the head's names too.
+    """
+    heads = [
+        rule for rule in rules if not rule.tensors[0].startswith(source.prefix) and set(rule.params) <= set(params)
+    ]
+    if not source.prefix or not heads or any(name.startswith(source.prefix) for name in tensors):
+        return lambda name: name
+    known = {name for rule in rules for name in rule.tensors}
+
+    def rename(name: str) -> str:
+        canonical = source.canonical(name, known)
+        return canonical if canonical in known else source.prefix + name
+
+    return rename
