@@ -10,13 +10,16 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# One folder a worker: cache files are not written atomically.
+_CACHE = _ROOT / ".pytest_cache" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+
 jax.config.update("jax_num_cpu_devices", 8)
 # Compiling takes longer than all that the tests compute, so it is done quickly and kept for the next time. Processes
 # that a test starts inherit both.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-os.environ["XDG_CACHE_HOME"] = str(_ROOT / ".pytest_cache" / "compiled")
+os.environ["XDG_CACHE_HOME"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".pytest_cache" / "compiled" / "tl_jax" / "compiled"))
+jax.config.update("jax_compilation_cache_dir", str(_CACHE / "tl_jax" / "compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

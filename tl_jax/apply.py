@@ -19,7 +19,7 @@ from tl_jax.core import folder as folders
 from tl_jax.core import plugins
 from tl_jax.core.errors import UserError
 from tl_jax.data.examples import Examples, joined
-from tl_jax.engine import Engine
+from tl_jax.engine import Engine, kind_of
 from tl_jax.pretrained import load_pretrained
 from tl_jax.runs import load_run, open_run
 from tl_jax.weights.from_torch import convert_in_subprocess
@@ -158,7 +158,7 @@ def _unlabelled(engine: Engine, path: str) -> Examples:
     source = _source_for(path, engine.exp.data.source)
     options = config.parse_options(source.Config, _options(engine, source), "data.options")
     examples = source.read_unlabelled(path, options)
-    wants = "image" if "pixel_values" in engine.checkpoint.family.INPUTS else "text"
+    wants = kind_of(engine.checkpoint)
     if examples.kind != wants:
         raise UserError(path, f"holds {examples.kind}s, the run was trained on {wants}s")
     return examples

@@ -79,7 +79,7 @@ class Data:
       per_class: at most this many training examples of each class, drawn by `split_seed`.
       image_size: side in pixels; from the checkpoint's preprocessor file when None.
       augment: random changes of training images: `flip`, `crop`, in order.
-      max_length: tokens an example at most; longer texts are cut there.
+      max_length: tokens of a text, or samples of a sound, at most; longer ones are cut there.
       buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one.
       threads: reading threads; 0 reads in the training thread.
     """

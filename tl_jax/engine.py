@@ -30,6 +30,7 @@ from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
 from tl_jax.data.images import ImageTransform
 from tl_jax.data.preprocessor import image_spec
+from tl_jax.data.sounds import SoundTransform, sound_spec
 from tl_jax.data.texts import TextTransform
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
@@ -41,6 +42,8 @@ from tl_jax.train.activations import Activations, StoredRows
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
+
+_KINDS = {"pixel_values": "image", "input_ids": "text", "input_values": "sound", "input_features": "sound"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +279,7 @@ def build(
     if classes is None and not train:
         raise UserError("data", "has no training examples")
     tasks = plugins.find("tl_jax.tasks", exp.task.name, "task.name")
-    options = config.parse_options(tasks.Config, exp.task.options, "task.options")
+    options = config.parse_options(tasks.Config, _task_options(exp.task, checkpoint), "task.options")
     task = tasks.Task(options, tuple(classes or train.classes), checkpoint.family.POOLS)
     for split, examples in sets.items():
         task.check_labels(examples.labels, examples.keys, f"data ({split})")
@@ -325,6 +328,18 @@ def read_sets(data: config.Data, saved_split: Mapping[str, list[str]] | None = N
     return splits.split(source.read(data, options), data, saved_split)
 
 
+def kind_of(checkpoint: Checkpoint) -> str:
+    """`image`, `text` or `sound`: what the family reads."""
+    return _KINDS[checkpoint.family.INPUTS[0]]
+
+
+def _task_options(task: config.Task, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Over those of the family's published head for this task, unless another feature is asked for."""
+    published = next((options for name, options in checkpoint.family.HEADS.values() if name == task.name), {})
+    pool = published.get("pool")
+    return {**published, **task.options} if task.options.get("pool", pool) == pool else dict(task.options)
+
+
 def _buckets(data: config.Data) -> tuple[int, ...]:
     return tuple(sorted({*data.buckets, data.max_length}))
 
@@ -337,7 +352,7 @@ def _checkpoint(model: config.Model) -> Checkpoint:
 
 def _transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples | None):
     """What makes arrays of records, by what the family reads."""
-    wants = "image" if "pixel_values" in checkpoint.family.INPUTS else "text"
+    wants = kind_of(checkpoint)
     if train is not None and train.kind != wants:
         family = checkpoint.family.__name__.rpartition(".")[2]
         raise UserError("data", f"holds {train.kind}s, the family {family} reads {wants}s", "choose another model")
@@ -345,8 +360,13 @@ def _transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples |
         size = getattr(checkpoint.config, "image_size", 224)
         spec = image_spec(checkpoint.folder, exp.data.image_size, size, checkpoint.config.num_channels)
         return ImageTransform(spec, exp.data.augment)
-    if checkpoint.folder is None:
-        raise UserError("model", "texts need a tokenizer", "give model.pretrained; model.init=random drops its weights")
     if exp.data.augment:
-        raise UserError("data.augment", "is for images, this data holds texts")
+        raise UserError("data.augment", f"is for images, this data holds {wants}s")
+    if checkpoint.folder is None:
+        needs = {"text": "tokenizer", "sound": "preprocessor"}[wants]
+        raise UserError(
+            "model", f"{wants}s need a {needs}", "give model.pretrained; model.init=random drops its weights"
+        )
+    if wants == "sound":
+        return SoundTransform(sound_spec(checkpoint.folder), exp.data.max_length)
     return TextTransform(checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size)

@@ -26,7 +26,7 @@ from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Backbone, Params
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.parallel import sharding
-from tl_jax.weights import hub
+from tl_jax.weights import hub, surgery
 from tl_jax.weights import save as saving
 from tl_jax.weights.files import WeightFiles
 from tl_jax.weights.fill import fill
@@ -46,12 +46,14 @@ class Checkpoint:
       published: the content of its `config.json`.
       family: the module that builds it.
       config: that family's Config.
+      overridden: fields of `published` that were asked for over those of the file.
     """
 
     folder: pathlib.Path | None
     published: dict[str, Any]
     family: types.ModuleType
     config: Any
+    overridden: tuple[str, ...] = ()
 
     def for_pool(self, pool: str) -> "Checkpoint":
         """Without the parts that a head with this pooling does not read."""
@@ -106,7 +108,8 @@ def open_checkpoint(
     refused = [key for key in _REFUSED_KEYS if key in published]
     if refused:
         raise UserError(str(path), f"asks to run code of its own ({shorten(refused)}), which is never done")
-    return from_config({**published, **(overrides or {})}, folder, str(path), family)
+    checkpoint = from_config({**published, **(overrides or {})}, folder, str(path), family)
+    return dataclasses.replace(checkpoint, overridden=tuple(overrides or ()))
 
 
 def from_config(
@@ -171,13 +174,11 @@ def load(
     shardings = None
     if mesh is not None:
         shardings = sharding.param_shardings(params, mesh, checkpoint.family.SHARDING)
-    indices, sources = checkpoint.config.indices(), checkpoint.family.SOURCES
     if checkpoint.folder is None:
         arrays = initialise(checkpoint, add_head, tuple(params), key, shardings)
-        return Loaded(arrays, Receipt(fresh=tuple(params)), next(iter(sources.values())), None)
-    files, where = WeightFiles(checkpoint.folder), str(checkpoint.folder)
-    source = sources[source_that_fits(sources, indices, files.tensors)]
-    match = match_tensors(source, indices, files.tensors, params, tuple(fresh), where)
+        return Loaded(arrays, Receipt(fresh=tuple(params)), next(iter(checkpoint.family.SOURCES.values())), None)
+    where = str(checkpoint.folder)
+    files, source, match = _matched(checkpoint, params, fresh)
     stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
     arrays, receipt = fill(files, match, params, dtype, shardings, where, exact=stats)
     arrays.update(initialise(checkpoint, add_head, match.fresh, key, shardings))
@@ -191,14 +192,16 @@ def foresee(checkpoint: Checkpoint, model: Backbone, fresh: Collection[str]) -> 
         return Receipt(fresh=tuple(params))
     files, _, match = _matched(checkpoint, params, fresh)
     entries = (Entry(names, paths, layout.name, files.tensors[names[0]].dtype) for names, paths, layout in match.filled)
-    return Receipt(str(checkpoint.folder), "", tuple(entries), match.fresh, match.dropped, match.ignored)
+    return Receipt(str(checkpoint.folder), "", tuple(entries), match.fresh, match.dropped, match.ignored, match.resized)
 
 
 def _matched(checkpoint: Checkpoint, params, fresh: Collection[str]) -> tuple[WeightFiles, Source, Match]:
     indices, sources = checkpoint.config.indices(), checkpoint.family.SOURCES
     files = WeightFiles(checkpoint.folder)
     source = sources[source_that_fits(sources, indices, files.tensors)]
-    return files, source, match_tensors(source, indices, files.tensors, params, tuple(fresh), str(checkpoint.folder))
+    resize = surgery.asked(getattr(checkpoint.family, "RESIZE", ()), checkpoint.overridden)
+    where = str(checkpoint.folder)
+    return files, source, match_tensors(source, indices, files.tensors, params, tuple(fresh), where, resize)
 
 
 def initialise(checkpoint, add_head, wanted: tuple[str, ...], key, shardings=None) -> Params:
@@ -248,9 +251,12 @@ class Pretrained:
         for name, (task, options) in family.HEADS.items():
             theirs = {"pool": family.POOLS[0], "bias": True, **options}
             same = all(ours.get("options", {}).get(option, value) == value for option, value in theirs.items())
-            if task == ours.get("task") and same and name.isidentifier():
+            # Names in lower case are timm's networks, no classes.
+            if task == ours.get("task") and same and name.isidentifier() and not name.islower():
                 found.append(name)
-        return found
+        # A family of several kinds has a class for each.
+        kind = str(self.config.get("model_type", "")).replace("-", "").replace("_", "")
+        return sorted(found, key=lambda name: not name.lower().startswith(f"{kind}for"))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Named outputs for a dict of arrays, see the family's `begin`; other fields of the dict are left alone."""
@@ -270,7 +276,7 @@ class Pretrained:
         """
         params = self.params
         changed = {path for path, leaf in params.items() if self._loaded.get(path, _gone)() is not leaf}
-        fresh = set() if self._match is None else set(self._match.fresh)
+        fresh = set() if self._match is None else {*self._match.fresh, *(row[0] for row in self._match.resized)}
         base = None if self._checkpoint.folder is None else (self._checkpoint.folder, self._match)
         whole = {path: sharding.gathered(leaf) for path, leaf in params.items()}
         if jax.process_index() > 0:
@@ -333,7 +339,7 @@ def published_head(checkpoint: Checkpoint):
         )
     if name is None:
         known = [head for head in checkpoint.family.HEADS if kind.startswith(head)]
-        if not known:
+        if not known or published.get("num_classes") == 0:
             return None
         name, options = checkpoint.family.HEADS[known[0]]
         options = dict(options, multi_label=published.get("problem_type") == "multi_label_classification")
@@ -343,9 +349,13 @@ def published_head(checkpoint: Checkpoint):
 
 def class_names(published: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of a head's classes in the order of its logits, as a `config.json` gives them."""
-    if "id2label" not in published and "classes_order" in published:
-        return tuple(map(str, published["classes_order"]))
-    labels = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(published.get("num_labels", 2))}
+    if "id2label" not in published:
+        # The CIFAR networks and timm say it so; without names there is a number of them.
+        for name in ("classes_order", "label_names"):
+            if isinstance(published.get(name), list):
+                return tuple(map(str, published[name]))
+    count = published.get("num_labels", published.get("num_classes", 2))
+    labels = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
     return tuple(str(labels[str(i)]) for i in range(len(labels)))
 
 
@@ -367,11 +377,12 @@ def _family(published: Mapping[str, Any], where: str, name: str | None) -> types
         return plugins.find("tl_jax.models", name, "model.family")
     kind = str(published.get("model_type") or published.get("architecture") or "")
     modules = [plugins.find("tl_jax.models", name) for name in plugins.names("tl_jax.models")]
-    for module in modules:
-        # A `model_type` is exact (`vit_mae` is no ViT); an architecture in words begins with the family's.
-        exact = "model_type" in published
-        if any(kind == known if exact else kind.startswith(known) for known in module.MODEL_TYPES):
-            return module
+    # A `model_type` is exact (`vit_mae` is no ViT); an architecture in words begins with the family's, and the longest
+    # such beginning counts (`timm` calls a ViT `deit_base_patch16_224`).
+    fits = kind.__eq__ if "model_type" in published else kind.startswith
+    found = [(len(known), module) for module in modules for known in module.MODEL_TYPES if fits(known)]
+    if found:
+        return max(found, key=lambda pair: pair[0])[1]
     known = sorted(kind for module in modules for kind in module.MODEL_TYPES)
     raise UserError(where, f"no family builds {kind!r}; there are {', '.join(known)}")
 

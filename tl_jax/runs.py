@@ -251,7 +251,7 @@ def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: 
 
 def _metric(engine: Engine) -> tuple[str, bool]:
     name = engine.exp.train.metric or engine.task.metric
-    return name, name != "loss"
+    return name, name not in engine.task.smaller_is_better
 
 
 def _checkpoints(engine: Engine, folder: epath.Path) -> Checkpoints:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One module a family: the class of `transformers` to compare with, and configs that take every branch of it.
 
-MODEL       name of the bare class
+MODEL       name of the bare class; None where `transformers` has none, and the family has tests of its own
 CONFIGS     fields of small configs; the last is compared bare, the others (or the only one) with every head
+GAIN        of the drawn kernels, where a deep network without residual sums would lose its input; without it 1
 batch       (config, rng) -> inputs by name, NumPy, channels last; without it texts or images by the config's fields
 expected    (model, inputs) -> outputs by our names, torch tensors, channels last; without it `outputs` here
 """

@@ -19,11 +19,13 @@ class Examples:
     """The records of one or more splits.
 
     Args:
-      fetch: position -> record, `{"image": uint8[H, W, C]}` or `{"text": str}`; called from several threads.
+      fetch: position -> record, `{"image": uint8[H, W, C]}`, `{"text": str}` or `{"sound": float32[T], "rate": int}`;
+        called from several threads.
       keys: what names each record for good (relative path, row of a file, id in a set); all different.
       kind: what the records hold.
       classes: class names by label.
-      labels: int64[N] in [0, C), float32[N, C] of zeros and ones when several classes may hold, None when unknown.
+      labels: int64[N] in [0, C), float32[N, C] of zeros and ones when several classes may hold, int64[N, L] when each
+        is a text of classes filled up with 0, None when unknown.
       groups: what never crosses a split, such as the patient of each record.
     """
 
@@ -32,7 +34,7 @@ class Examples:
         fetch: Callable[[int], dict[str, Any]],
         keys: Sequence[str],
         *,
-        kind: Literal["image", "text"],
+        kind: Literal["image", "text", "sound"],
         classes: Sequence[str] = (),
         labels: np.ndarray | None = None,
         groups: Sequence[str] | None = None,
@@ -56,7 +58,13 @@ class Examples:
 
     @property
     def multi_label(self) -> bool:
-        return self.labels is not None and self.labels.ndim == 2
+        """Several classes may hold."""
+        return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "f"
+
+    @property
+    def texts(self) -> bool:
+        """Each label is a text."""
+        return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "i"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """The records at `indices`, in that order; nothing is read."""

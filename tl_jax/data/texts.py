@@ -18,6 +18,7 @@ from tl_jax.data.examples import Examples
 
 # Enough to keep all cores busy, few enough that the encodings in flight stay small.
 _CHUNK = 2048
+_MADE = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TextTransform:
@@ -27,7 +28,7 @@ class TextTransform:
       checkpoint: the folder with `tokenizer.json`.
       max_length: tokens at most, special ones included; longer texts are cut there. The truncation and padding that
         the file itself sets are not used.
-      inputs: which of `input_ids`, `attention_mask`, `token_type_ids` the network takes.
+      inputs: what the network takes; of it `input_ids`, `attention_mask` and `token_type_ids` are made here.
       vocab_size: rows of the embedding; an id beyond them is an error. None leaves ids unchecked.
 
     Raises:
@@ -54,7 +55,8 @@ class TextTransform:
         self._pad = pad if vocab_size is None or pad < vocab_size else 0
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
-        self._file, self._inputs, self._vocab_size = str(file), tuple(inputs), vocab_size
+        self._file, self._vocab_size = str(file), vocab_size
+        self._inputs = tuple(name for name in inputs if name in _MADE)
         self._known: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:

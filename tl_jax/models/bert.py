@@ -21,9 +21,9 @@ from flax import nnx
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
-from tl_jax.nn.attention import SelfAttention
-from tl_jax.nn.functions import activation, dropout, keys
-from tl_jax.nn.mlp import MLP
+from tl_jax.nn.blocks import PostNormBlock
+from tl_jax.nn.embed import Embed
+from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.pooling import Pooler
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
@@ -77,7 +77,7 @@ class Embeddings(nnx.Module):
         init, width = nnx.initializers.normal(config.initializer_range), config.hidden_size
 
         def embed(size):
-            return nnx.Embed(size, width, embedding_init=init, rngs=rngs)
+            return Embed(size, width, embedding_init=init, rngs=rngs)
 
         self.word = embed(config.vocab_size)
         self.position = embed(config.max_position_embeddings)
@@ -93,42 +93,30 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(x_BTD), self.dropout, context.key)
 
 
-class Block(nnx.Module):
-    """Attention and MLP, each followed by a residual sum and a norm."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        init, width, rate = nnx.initializers.normal(config.initializer_range), config.hidden_size, config.layer_norm_eps
-        self.attn = SelfAttention(
-            width,
-            config.num_attention_heads,
-            dropout=config.attention_probs_dropout_prob,
-            kernel_init=init,
-            rngs=rngs,
-        )
-        self.attn_norm = LayerNorm(width, epsilon=rate, rngs=rngs)
-        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, kernel_init=init, rngs=rngs)
-        self.mlp_norm = LayerNorm(width, epsilon=rate, rngs=rngs)
-        self.dropout = config.hidden_dropout_prob
-
-    def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, after_mlp = keys(context.key, 3)
-        y_BTD = self.attn(x_BTD, context.batch["attention_mask"], in_attn)
-        x_BTD = self.attn_norm(x_BTD + dropout(y_BTD, self.dropout, after_attn))
-        return self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), self.dropout, after_mlp))
-
-
 class Backbone(chain.Backbone):
     """Stages `stem`, `blocks/0` …, and `pooler` where the config has one."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.stem = Embeddings(config, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
+        init, attention = nnx.initializers.normal(config.initializer_range), config.attention_probs_dropout_prob
+
+        def block():
+            return PostNormBlock(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_act,
+                epsilon=config.layer_norm_eps,
+                rates=(attention, config.hidden_dropout_prob, config.hidden_dropout_prob),
+                kernel_init=init,
+                rngs=rngs,
+            )
+
+        self.blocks = nnx.List([block() for _ in range(config.num_hidden_layers)])
         names = ["stem", *(f"blocks/{i}" for i in range(config.num_hidden_layers))]
         if config.pooler:
-            init, width = nnx.initializers.normal(config.initializer_range), config.hidden_size
-            self.pooler = Pooler(width, width, kernel_init=init, rngs=rngs)
+            self.pooler = Pooler(config.hidden_size, config.hidden_size, kernel_init=init, rngs=rngs)
             names.append("pooler")
         self.chains = nnx.static({"": tuple(names)})
         self.width = config.hidden_size
@@ -183,6 +171,7 @@ SOURCES = {
         optional=(r"bert\.pooler\..*", r"classifier\..*"),
     )
 }
+RESIZE = (("stem/word/embedding", "vocabulary", ("vocab_size",)),)  # see `weights.surgery`
 SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),

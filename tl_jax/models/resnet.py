@@ -4,9 +4,11 @@
 
     config = Config.from_published({"model_type": "resnet", "depths": [3, 4, 6, 3], ...})
     small = Config.from_published({"model_type": "resnet", "stem": "cifar", "depths": [3, 3, 3], ...})
+    named = Config.from_published({"architecture": "resnet50"})
     outputs = Backbone(small, rngs=nnx.Rngs(0))({"pixel_values": images})
 
-Checked against `transformers`' ResNetModel, and against published CIFAR-10 weights with their logits.
+Checked against `transformers`' ResNetModel and `timm`, whose names are torchvision's, and against published CIFAR-10
+weights with their logits.
 """
 
 # B batch, H height, W width, C channels, D channels at the end
@@ -20,16 +22,34 @@ from flax import nnx
 
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
-from tl_jax.core.errors import UserError
+from tl_jax.core.errors import UserError, did_you_mean
+from tl_jax.nn import conv
+from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
-from tl_jax.nn.norm import BatchNorm
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
 
 MODEL_TYPES = ("resnet", "CIFAR ResNet")
 INPUTS = ("pixel_values",)
 POOLS = ("pooler",)
-HEADS = {"ResNetForImageClassification": ("classification", {}), "CIFAR ResNet": ("classification", {})}
+HEADS = {name: ("classification", {}) for name in ("ResNetForImageClassification", "resnet", "CIFAR ResNet")}
 
+# Networks that `timm` and torchvision name and do not describe: kind of block, depths.
+_NAMED = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet26": ("bottleneck", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+# Arguments of `timm` that change the network and leave its tensors as they are.
+_TIMM_ONLY = {
+    "act_layer": ("relu", None),
+    "aa_layer": (None,),
+    "output_stride": (32,),
+    "global_pool": ("avg",),
+    "drop_path_rate": (0.0, None),
+}
 _CIFAR = {"depths": (3, 3, 3), "hidden_sizes": (16, 32, 64), "layer_type": "basic", "shortcut": "pad"}
 
 
@@ -61,14 +81,16 @@ class Config:
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
         """The config of a published `config.json`; one that says `"stem": "cifar"`, or describes a CIFAR ResNet-N in
-        words, has that form's sizes where it gives none."""
-        named = re.match(r"CIFAR ResNet-(\d+)", str(data.get("architecture", "")))
-        if named:
-            data = {"stem": "cifar", "depths": ((int(named[1]) - 2) // 6,) * 3, **data}
+        words, has that form's sizes where it gives none. `timm` gives a name and arguments."""
+        described = re.match(r"CIFAR ResNet-(\d+)", str(data.get("architecture", "")))
+        if described:
+            data = {"stem": "cifar", "depths": ((int(described[1]) - 2) // 6,) * 3, **data}
+        elif "architecture" in data and "model_type" not in data:
+            data = _from_timm(data)
         if data.get("stem") == "cifar":
             data = {**_CIFAR, **data}
             data = {"embedding_size": data["hidden_sizes"][0], **data}
-        config = published_fields(cls, data)
+        config = published_fields(cls, data, _TIMM_ONLY)
         activation(config.hidden_act)
         if len(config.depths) != len(config.hidden_sizes) or not all(config.depths):
             found = f"depths {list(config.depths)} and hidden_sizes {list(config.hidden_sizes)}"
@@ -97,25 +119,19 @@ class Config:
         return self
 
 
-class ConvNorm(nnx.Module):
-    """Convolution without bias, padded on both sides alike, and BatchNorm."""
-
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (size, size),
-            strides=(stride, stride),
-            padding=size // 2,
-            use_bias=False,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            rngs=rngs,
-        )
-        self.norm = BatchNorm(outputs, rngs=rngs)
-
-    def __call__(self, x_BHWC, batch_stats: bool):
-        """float[B, H, W, C] -> float[B, H / stride, W / stride, outputs]."""
-        return self.norm(self.conv(x_BHWC), batch_stats)
+def _from_timm(data: dict[str, Any]) -> dict[str, Any]:
+    name, given = data["architecture"], data.get("model_args", {})
+    if name not in _NAMED:
+        raise UserError("config.json", f"architecture {name!r} is not built{did_you_mean(name, _NAMED)}")
+    layer_type, depths = _NAMED[name]
+    widen = 1 if layer_type == "basic" else 4
+    fields = {
+        "layer_type": layer_type,
+        "depths": given.get("layers", depths),
+        "hidden_sizes": tuple(widen * width for width in given.get("channels", (64, 128, 256, 512))),
+        "num_channels": given.get("in_chans", 3),
+    }
+    return {**given, **fields}
 
 
 class Stem(ConvNorm):
@@ -171,7 +187,7 @@ class Pool(nnx.Module):
 
     def __call__(self, x_BHWD, context: Context):
         """float[B, H, W, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
-        return {"last_hidden_state": x_BHWD, "pooler_output": x_BHWD.mean(axis=(1, 2))}
+        return conv.mean_pooled(x_BHWD)
 
 
 class Backbone(chain.Backbone):
@@ -191,24 +207,16 @@ class Backbone(chain.Backbone):
         self.width = width
 
     def begin(self, chain, batch, done) -> Carry:
-        """`pixel_values` float[B, H, W, C], normalised, of any size.
-
-        Raises:
-          UserError: another number of channels.
-        """
-        x_BHWC, channels = batch["pixel_values"], self.config.num_channels
-        if x_BHWC.ndim != 4 or x_BHWC.shape[-1] != channels:
-            found = f"pixel_values are {list(x_BHWC.shape)}, this network takes [B, H, W, {channels}]"
-            raise UserError("batch", found, f"give images of {channels} channels, the channels last")
-        return Carry(x_BHWC, {}, {})
+        """`pixel_values` float[B, H, W, C], normalised, of any size."""
+        return conv.begin(batch, self.config.num_channels)
 
 
 _STATS = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
 
 
-def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
+def _conv_norm(conv_: str, norm: str, path: str) -> tuple[Rule, ...]:
     stats = (Rule(f"{norm}.{theirs}", f"{path}/norm/{ours}", SAME) for theirs, ours in _STATS)
-    return (Rule(f"{conv}.weight", f"{path}/conv/kernel", CONV), *stats)
+    return (Rule(f"{conv_}.weight", f"{path}/conv/kernel", CONV), *stats)
 
 
 def _head(name: str) -> tuple[Rule, ...]:
@@ -229,6 +237,16 @@ SOURCES = {
         ignored=(_COUNTERS,),
         optional=(r"classifier\..*",),
     ),
+    "timm": Source(
+        rules=(
+            *_conv_norm("conv1", "bn1", "stem"),
+            *_conv_norm("layer{S}.{l}.conv{I}", "layer{S}.{l}.bn{I}", "blocks/{b}/layers/{i}"),
+            *_conv_norm("layer{S}.{l}.downsample.0", "layer{S}.{l}.downsample.1", "blocks/{b}/shortcut"),
+            *_head("fc"),
+        ),
+        ignored=(_COUNTERS,),
+        optional=(r"fc\..*",),
+    ),
     "akamaster": Source(  # github.com/akamaster/pytorch_resnet_cifar10, saved from a DataParallel module
         rules=(
             *_conv_norm("module.conv1", "module.bn1", "stem"),
@@ -240,4 +258,5 @@ SOURCES = {
         optional=(r"module\.linear\..*",),
     ),
 }
+RESIZE = (("stem/conv/kernel", "channels", ("num_channels",)),)  # see `weights.surgery`
 SHARDING = ()  # `fsdp` alone; nothing here is worth splitting over `tensor`.

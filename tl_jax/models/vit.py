@@ -1,166 +1,94 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vision Transformer (Dosovitskiy et al. 2020), and DeiT where it is published in the same form.
+"""Vision Transformer (Dosovitskiy et al. 2020), as `transformers` and `timm` publish it.
 
     config = Config.from_published({"model_type": "vit", "image_size": 224, ...})
-    model = Backbone(config, rngs=nnx.Rngs(0))
-    outputs = model({"pixel_values": images})
+    named = Config.from_published({"architecture": "vit_base_patch16_224"})
+    outputs = Backbone(config, rngs=nnx.Rngs(0))({"pixel_values": images})
 
-Pre-norm encoder over patches and a class token, checked against `transformers`' ViTModel.
+Pre-norm encoder over patches and a class token, checked against `transformers`' ViTModel and `timm`.
 """
 
-# B batch, H height, W width in pixels, C channels, T tokens, D width
-
 import dataclasses
+import re
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
-from tl_jax.core import chain
-from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
-from tl_jax.nn.attention import SelfAttention
-from tl_jax.nn.functions import activation, dropout, keys
-from tl_jax.nn.mlp import MLP
-from tl_jax.nn.norm import LayerNorm
-from tl_jax.nn.pooling import Pooler
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.nn import vit
+from tl_jax.nn.functions import activation
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields, split_rows
 
-MODEL_TYPES = ("vit",)
+# DeiT without a distillation token is a ViT, and `timm` publishes it as one.
+MODEL_TYPES = ("vit", "deit_tiny_patch", "deit_small_patch", "deit_base_patch")
 INPUTS = ("pixel_values",)
 POOLS = ("cls", "mean", "pooler")
-HEADS = {"ViTForImageClassification": ("classification", {"pool": "cls"})}
+HEADS = {name: ("classification", {"pool": "cls"}) for name in ("ViTForImageClassification", *MODEL_TYPES)}
+
+_NAMED = {  # in `timm`: width, blocks, attention heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+# Arguments of `timm` by our names, and those that change nothing here; it has others.
+_TIMM_FIELDS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "qkv_bias": "qkv_bias",
+    "attn_drop_rate": "attention_probs_dropout_prob",
+}
+_TIMM_ONLY = {"mlp_ratio", "num_classes", "global_pool", "drop_rate", "weight_init"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes and rates, under their published names; `pooler` says whether the pooling layer is built."""
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
-    qkv_bias: bool = True
-    pooler: bool = True
+class Config(vit.Sizes):
+    """Sizes and rates, under their published names; see `vit.Sizes`."""
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
-        """The config of a published `config.json`."""
+        """The config of a published `config.json`; `timm` gives a name and arguments."""
+        if "architecture" in data and "model_type" not in data:
+            data = _from_timm(data)
         width = data.get("hidden_size", cls.hidden_size)
-        config = published_fields(cls, data, {"pooler_act": ("tanh", None), "pooler_output_size": (width, None)})
+        refused = {"pooler_act": ("tanh", None), "pooler_output_size": (width, None), "global_pool": ("token",)}
+        config = published_fields(cls, data, refused)
         activation(config.hidden_act)
         return config
 
-    def indices(self) -> list[dict[str, int]]:
-        """Values of the placeholders in the key map."""
-        return [{"i": i} for i in range(self.num_hidden_layers)]
 
-    def without(self, pool: str) -> "Config":
-        """Without what a head with this pooling does not read."""
-        return dataclasses.replace(self, pooler=pool == "pooler")
-
-
-class Embeddings(nnx.Module):
-    """Patches as tokens behind a class token, plus learned positions."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        init, width = nnx.initializers.truncated_normal(config.initializer_range), config.hidden_size
-        size, patch = config.image_size, config.patch_size
-        self.patch = nnx.Conv(
-            config.num_channels,
-            width,
-            (patch, patch),
-            strides=(patch, patch),
-            padding="VALID",
-            kernel_init=init,
-            rngs=rngs,
-        )
-        self.cls = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
-        self.position = nnx.Param(init(rngs.params(), (1, 1 + (size // patch) ** 2, width), jnp.float32))
-        self.dropout = config.hidden_dropout_prob
-
-    def __call__(self, x_BHWC, context: Context):
-        """float[B, H, W, C] -> float[B, T, D] in the parameters' dtype."""
-        # Images are float32 whatever the network computes in, and the wider dtype would spread from here.
-        patches = self.patch(x_BHWC.astype(self.patch.kernel.dtype))
-        tokens_BTD = patches.reshape(patches.shape[0], -1, patches.shape[-1])
-        cls_B1D = jnp.broadcast_to(self.cls[...], (tokens_BTD.shape[0], 1, tokens_BTD.shape[2]))
-        x_BTD = jnp.concatenate([cls_B1D, tokens_BTD], axis=1) + self.position[...]
-        return dropout(x_BTD, self.dropout, context.key)
+def _from_timm(data: dict[str, Any]) -> dict[str, Any]:
+    name, given = str(data["architecture"]), data.get("model_args") or {}
+    found = re.fullmatch(r"(?:vit|deit)_([a-z]+)_patch(\d+)_(\d+)", name)
+    if not found or found[1] not in _NAMED:
+        text = f"architecture {name!r} is not built; there are vit_SIZE_patch16_224 and the like"
+        raise UserError("config.json", f"{text}, SIZE one of {', '.join(_NAMED)}")
+    strange = sorted(set(given) - set(_TIMM_FIELDS) - _TIMM_ONLY)
+    if strange:
+        raise UserError("config.json", f"model_args.{strange[0]} is {given[strange[0]]!r}, which is not supported")
+    sizes = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads"), _NAMED[found[1]]))
+    sizes |= {"patch_size": int(found[2]), "image_size": int(found[3]), "layer_norm_eps": 1e-6, "pooler": False}
+    sizes |= {ours: _side(given[theirs]) for theirs, ours in _TIMM_FIELDS.items() if theirs in given}
+    sizes["intermediate_size"] = int(sizes["hidden_size"] * given.get("mlp_ratio", 4))
+    return {**given, **sizes, **data}
 
 
-class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and followed by a residual sum."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, rate = config.hidden_size, config.layer_norm_eps
-        init = nnx.initializers.truncated_normal(config.initializer_range)
-        self.attn_norm = LayerNorm(width, epsilon=rate, rngs=rngs)
-        self.attn = SelfAttention(
-            width,
-            config.num_attention_heads,
-            dropout=config.attention_probs_dropout_prob,
-            bias=config.qkv_bias,
-            kernel_init=init,
-            rngs=rngs,
-        )
-        self.mlp_norm = LayerNorm(width, epsilon=rate, rngs=rngs)
-        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, kernel_init=init, rngs=rngs)
-        self.dropout = config.hidden_dropout_prob
-
-    def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, after_mlp = keys(context.key, 3)
-        x_BTD = x_BTD + dropout(self.attn(self.attn_norm(x_BTD), key=in_attn), self.dropout, after_attn)
-        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, after_mlp)
+def _side(size: Any) -> Any:
+    """The side of a square that is given by height and width; anything else as it is."""
+    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size
 
 
-class Norm(LayerNorm):
-    """The norm after the last block, as a stage."""
-
-    def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> float[B, T, D]."""
-        return super().__call__(x_BTD)
-
-
-class Backbone(chain.Backbone):
+class Backbone(vit.Encoder):
     """Stages `stem`, `blocks/0` …, `norm`, and `pooler` where the config has one."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width = config.hidden_size
-        self.config = config
-        self.stem = Embeddings(config, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
-        self.norm = Norm(width, epsilon=config.layer_norm_eps, rngs=rngs)
-        names = ["stem", *(f"blocks/{i}" for i in range(config.num_hidden_layers)), "norm"]
-        if config.pooler:
-            init = nnx.initializers.truncated_normal(config.initializer_range)
-            self.pooler = Pooler(width, width, kernel_init=init, rngs=rngs)
-            names.append("pooler")
-        self.chains = nnx.static({"": tuple(names)})
-        self.width = width
-
-    def begin(self, chain, batch, done) -> Carry:
-        """`pixel_values` float[B, H, W, C], normalised, of the config's size.
-
-        Raises:
-          UserError: images of another size or number of channels.
-        """
-        x_BHWC, size = batch["pixel_values"], self.config.image_size
-        expected = (size, size, self.config.num_channels)
-        if x_BHWC.shape[1:] != expected:
-            found = f"pixel_values are {list(x_BHWC.shape)}, this network takes [B, {', '.join(map(str, expected))}]"
-            raise UserError("batch", found, f"set data.image_size={size}")
-        return Carry(x_BHWC, {}, {})
+        super().__init__(config, ("cls",), rngs=rngs)
 
 
 _HF, _BLOCK = "vit.encoder.layer.{i}", "blocks/{i}"
@@ -179,6 +107,15 @@ _NORM = (
     (f"{_HF}.layernorm_after", f"{_BLOCK}/mlp_norm"),
     ("vit.layernorm", "norm"),
 )
+_TIMM = "blocks.{i}"
+_TIMM_LINEAR = (
+    (f"{_TIMM}.attn.proj", f"{_BLOCK}/attn/out"),
+    (f"{_TIMM}.mlp.fc1", f"{_BLOCK}/mlp/up"),
+    (f"{_TIMM}.mlp.fc2", f"{_BLOCK}/mlp/down"),
+    ("head", "head"),
+)
+_TIMM_NORM = ((f"{_TIMM}.norm1", f"{_BLOCK}/attn_norm"), (f"{_TIMM}.norm2", f"{_BLOCK}/mlp_norm"), ("norm", "norm"))
+_QKV = tuple(f"{_BLOCK}/attn/{name}" for name in ("query", "key", "value"))
 SOURCES = {
     "hf": Source(
         rules=(
@@ -194,8 +131,28 @@ SOURCES = {
         prefix="vit.",
         ignored=(r"vit\.embeddings\.mask_token", r"decoder\..*"),
         optional=(r"vit\.pooler\..*", r"classifier\..*"),
-    )
+    ),
+    "timm": Source(
+        rules=(
+            Rule("cls_token", "stem/cls", SAME),
+            Rule("pos_embed", "stem/position", SAME),
+            Rule("patch_embed.proj.weight", "stem/patch/kernel", CONV),
+            Rule("patch_embed.proj.bias", "stem/patch/bias", SAME),
+            Rule(f"{_TIMM}.attn.qkv.weight", tuple(f"{path}/kernel" for path in _QKV), split_rows(3)),
+            Rule(f"{_TIMM}.attn.qkv.bias", tuple(f"{path}/bias" for path in _QKV), split_rows(3)),
+            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _TIMM_LINEAR),
+            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _TIMM_LINEAR),
+            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _TIMM_NORM),
+            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _TIMM_NORM),
+        ),
+        optional=(r"head\..*",),
+    ),
 }
+RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`
+    ("stem/position", "grid", ("image_size", "patch_size")),
+    ("stem/patch/kernel", "patch", ("patch_size",)),
+    ("stem/patch/kernel", "channels", ("num_channels",)),
+)
 SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from tl_jax.core.errors import UserError
 
+# Stages that belong to a head: `dense` is its first layer where there are two, `lm_head` speaks for every position.
+_HEADS = ("dense", "head", "lm_head")
 _BLOCK = re.compile(r"(.*/)?blocks/\d+")
 
 
@@ -24,7 +26,7 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
     Raises:
       UserError: the network has not what the preset speaks of.
     """
-    head = ("head/.*",) if any(path.startswith("head/") for path in paths) else ()
+    head = tuple(f"{name}/.*" for name in _HEADS if any(path.startswith(f"{name}/") for path in paths))
     if preset == "full":
         return (".*",)
     if preset == "linear_probe":

@@ -36,6 +36,8 @@ class Config:
         last token that counts) or `mean` (over the tokens that count); None for the family's own.
       dropout: of the feature, in training.
       bias: whether the head has one.
+
+    Where `pool` and `bias` are not given, they are those of the family's published head for this task.
     """
 
     multi_label: bool = False
@@ -112,7 +114,7 @@ class Task:
             raise UserError("task.options.dropout", f"is {config.dropout}, must be in [0, 1)")
         self.config, self.classes, self.pool = config, tuple(classes), config.pool or pools[0]
         self.metric = "macro_f1" if config.multi_label else "accuracy"
-        self.metrics = METRICS
+        self.metrics, self.smaller_is_better = METRICS, ("loss",)
 
     def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The stages to append to a backbone of this width, by name."""

@@ -9,7 +9,8 @@ import numpy as np
 
 
 def collect(eval_step: Callable, state, batches: Iterable[Mapping[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Concatenated outputs in the order of the split, without the examples that only fill up the last batch.
+    """Concatenated outputs in the order of the split, without the examples that only fill up the last batch; what is
+    shorter than in other batches is filled up with zeros.
 
     Args:
       eval_step: (state, batch) -> dict of arrays whose first dimension is the example, among them `weight` and `id`,
@@ -21,6 +22,15 @@ def collect(eval_step: Callable, state, batches: Iterable[Mapping[str, jax.Array
     for part in jax.device_get(parts):
         real = part.pop("weight") > 0
         kept.append({name: value[real] for name, value in part.items()})
-    joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    joined = {name: _joined([part[name] for part in kept]) for name in kept[0]}
     order = np.argsort(joined.pop("id"))
     return {name: value[order] for name, value in joined.items()}
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    shape = np.max([part.shape[1:] for part in parts], axis=0)
+    if all(part.shape[1:] == tuple(shape) for part in parts):
+        return np.concatenate(parts)
+    return np.concatenate(
+        [np.pad(part, [(0, 0), *((0, want - have) for want, have in zip(shape, part.shape[1:]))]) for part in parts]
+    )

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from tl_jax.core.errors import UserError
+from tl_jax.weights import surgery
 from tl_jax.weights.files import WeightFiles
 from tl_jax.weights.match import Match
 from tl_jax.weights.receipt import Entry, Receipt
@@ -41,7 +42,7 @@ def fill(
       UserError: a tensor holds NaN or infinity.
     """
     arrays: dict[str, jax.Array] = {}
-    entries = []
+    entries, resized = [], {path: (kinds, shape) for path, _, shape, kinds in match.resized}
     for (names, paths, layout), tensors in zip(match.filled, files.read_all([names for names, _, _ in match.filled])):
         for name, tensor in zip(names, tensors):
             _refuse_bad_values(name, tensor, where)
@@ -49,13 +50,15 @@ def fill(
         for path, array in zip(paths, layout.load(tensors)):
             if path not in params:
                 continue
+            if path in resized:
+                array = surgery.apply(resized[path][0], array, resized[path][1])
             target = _target(array.dtype, "float32" if path in exact else dtype)
             if target != array.dtype:
                 cast, array = np.dtype(target).name, array.astype(target)
             arrays[path] = _put(array, None if shardings is None else shardings[path])
         entries.append(Entry(names, paths, layout.name, files.tensors[names[0]].dtype, cast))
     jax.block_until_ready(arrays)
-    receipt = Receipt(where, files.digest(), tuple(entries), match.fresh, match.dropped, match.ignored)
+    receipt = Receipt(where, files.digest(), tuple(entries), match.fresh, match.dropped, match.ignored, match.resized)
     return arrays, receipt
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tl_jax.core import paths
 from tl_jax.core.errors import UserError, shorten
+from tl_jax.weights import surgery
 from tl_jax.weights.files import TensorInfo
 from tl_jax.weights.rules import Layout, Source
 
@@ -29,12 +30,14 @@ class Match:
       fresh: parameters to initialise.
       dropped: tensors whose parameters are initialised instead.
       ignored: tensors without a place here.
+      resized: (parameter path, its shape in the file, its new shape, kinds of `surgery`) of those to resize.
     """
 
     filled: tuple[tuple[tuple[str, ...], tuple[str, ...], Layout], ...]
     fresh: tuple[str, ...]
     dropped: tuple[str, ...]
     ignored: tuple[str, ...]
+    resized: tuple[tuple[str, tuple[int, ...], tuple[int, ...], tuple[str, ...]], ...] = ()
 
 
 def match_tensors(
@@ -44,12 +47,14 @@ def match_tensors(
     params: Mapping[str, object],
     fresh: Sequence[str],
     where: str,
+    resize: Sequence[surgery.Row] = (),
 ) -> Match:
     """Pair the file's tensors with the model's parameters.
 
     Args:
       params: every parameter with its `.shape` and `.dtype`; abstract will do.
       fresh: patterns of parameters to leave to initialisation, whether the file has them or not.
+      resize: what another shape is no mistake for; see `surgery.asked`.
 
     Raises:
       UserError: parameters without a tensor, tensors without a place, shapes that differ: all of them at once.
@@ -58,7 +63,7 @@ def match_tensors(
     known = {name for rule in rules for name in rule.tensors}
     renew = paths.matches(fresh, params, "model.fresh")
 
-    filled, dropped, taken, mistakes = [], [], set(), []
+    filled, dropped, taken, mistakes, resized = [], [], set(), [], []
     by_name: dict[str, str] = {}
     for name in tensors:
         canonical = source.canonical(name, known)
@@ -76,7 +81,11 @@ def match_tensors(
         taken.update(names)
         shapes = [array.shape for array in rule.layout.load(tuple(_dummy(tensors[name].shape) for name in names))]
         for path, shape in zip(rule.params, shapes):
-            if path in params and shape != params[path].shape:
+            if path not in params or shape == params[path].shape:
+                continue
+            if kinds := surgery.steps(resize, path, shape, params[path].shape):
+                resized.append((path, shape, tuple(params[path].shape), kinds))
+            else:
                 found = ", ".join(f"{name} {list(tensors[name].shape)}" for name in names)
                 mistakes.append(f"{path} is {list(params[path].shape)}, the file has {found}")
         filled.append((names, rule.params, rule.layout))
@@ -94,7 +103,7 @@ def match_tensors(
     if mistakes:
         wrong = [text.split(" is ")[0] for text in mistakes if ", the file has " in text] + missing
         raise UserError(where, "; ".join(mistakes), _advice(wrong))
-    return Match(tuple(filled), tuple(sorted(renew)), tuple(dropped), tuple(ignored))
+    return Match(tuple(filled), tuple(sorted(renew)), tuple(dropped), tuple(ignored), tuple(resized))
 
 
 def source_that_fits(

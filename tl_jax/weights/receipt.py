@@ -37,6 +37,7 @@ class Receipt:
       fresh: parameters initialised anew.
       dropped: tensors whose parameters were initialised anew instead.
       ignored: tensors this network has no place for, by the family's own list.
+      resized: parameters that were loaded in another shape than the file's: (path, the file's, the new, how).
     """
 
     source: str = ""
@@ -45,6 +46,7 @@ class Receipt:
     fresh: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    resized: tuple[tuple[str, tuple[int, ...], tuple[int, ...], tuple[str, ...]], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `receipt.json` holds it."""
@@ -64,6 +66,8 @@ class Receipt:
         ]
         if casts:
             lines.append("  cast     " + ", ".join(f"{count} {name}" for name, count in casts.items()))
+        for path, old, new, kinds in self.resized:
+            lines.append(f"  resized  {path} {list(old)} to {list(new)} ({', '.join(kinds)})")
         for word in ("fresh", "dropped", "ignored"):
             names = getattr(self, word)
             if names:
