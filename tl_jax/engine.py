@@ -237,7 +237,7 @@ class Engine:
         published = {**self.checkpoint.published, **self.task.published()}
         options = {**dataclasses.asdict(self.task.config), "pool": self.task.pool}
         published["tl_jax"] = {"task": self.exp.task.name, "options": options}
-        result = Pretrained(model, self.checkpoint, loaded, published)
+        result = Pretrained(model, self.checkpoint, loaded, published, self.task.classes)
         if result.heads():
             published["architectures"] = result.heads()[:1]
         return result

@@ -230,10 +230,16 @@ class Pretrained:
       classes: names of the head's classes; empty without a head.
     """
 
-    def __init__(self, model: Backbone, checkpoint: Checkpoint, loaded: Loaded, config: dict[str, Any]):
-        self.model, self.receipt, self.config = model, loaded.receipt, config
+    def __init__(
+        self,
+        model: Backbone,
+        checkpoint: Checkpoint,
+        loaded: Loaded,
+        config: dict[str, Any],
+        classes: tuple[str, ...] = (),
+    ):
+        self.model, self.receipt, self.config, self.classes = model, loaded.receipt, config, classes
         self._checkpoint, self._source, self._match = checkpoint, loaded.source, loaded.match
-        self.classes = class_names(config) if any("head" in stages for stages in model.chains.values()) else ()
         # An array that is still the loaded one is written as the file's own bytes, whatever it was cast to.
         self._loaded = {path: weakref.ref(leaf) for path, leaf in loaded.params.items()}
         self._chains = chain.split(model)[0]
@@ -323,7 +329,7 @@ def load_pretrained(
     model = abstract(checkpoint, add_head)
     loaded = load(checkpoint, model, add_head, dtype=dtype, mesh=mesh)
     chain.merge_into(model, loaded.params)
-    return Pretrained(model, checkpoint, loaded, checkpoint.published)
+    return Pretrained(model, checkpoint, loaded, checkpoint.published, () if published is None else task.classes)
 
 
 def published_head(checkpoint: Checkpoint):
@@ -342,21 +348,11 @@ def published_head(checkpoint: Checkpoint):
         if not known or published.get("num_classes") == 0:
             return None
         name, options = checkpoint.family.HEADS[known[0]]
-        options = dict(options, multi_label=published.get("problem_type") == "multi_label_classification")
+        if published.get("problem_type") == "multi_label_classification":
+            options = {**options, "multi_label": True}
     module = plugins.find("tl_jax.tasks", name)
-    return module.Task(module.Config(**options), class_names(published), checkpoint.family.POOLS), options
-
-
-def class_names(published: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of a head's classes in the order of its logits, as a `config.json` gives them."""
-    if "id2label" not in published:
-        # The CIFAR networks and timm say it so; without names there is a number of them.
-        for name in ("classes_order", "label_names"):
-            if isinstance(published.get(name), list):
-                return tuple(map(str, published[name]))
-    count = published.get("num_labels", published.get("num_classes", 2))
-    labels = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
-    return tuple(str(labels[str(i)]) for i in range(len(labels)))
+    classes = module.published_classes(published, checkpoint.folder)
+    return module.Task(module.Config(**options), classes, checkpoint.family.POOLS), options
 
 
 def _has_pooler(checkpoint: Checkpoint) -> bool:

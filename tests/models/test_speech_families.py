@@ -3,6 +3,8 @@
 """wav2vec 2.0, HuBERT, WavLM, Whisper and AST where they differ from other families: names of older files, padding,
 what training hides, distances, refusals."""
 
+import json
+
 import jax
 import numpy as np
 import published.wav2vec2
@@ -163,3 +165,29 @@ def test_inputs_of_another_form_are_refused():
         network({"input_features": features})
     with pytest.raises(UserError, match="4 tokens, there are 3 positions"):
         network({"input_features": features, "decoder_input_ids": np.zeros((1, 4), np.int32)})
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
+def test_a_network_that_hides_nothing_leaves_the_mask_out(family, tmp_path):
+    """A published file holds it all the same."""
+    fields = published.wav2vec2.BASE | {"model_type": family}
+    built(fields).save(tmp_path)
+    assert any("masked_spec_embed" in name for name in load_file(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"mask_time_prob": 0.0}))
+    assert len(tl_jax.load_pretrained(tmp_path).receipt.ignored) == 1
+
+
+def test_a_published_ctc_head_knows_its_symbols(tmp_path):
+    """By `vocab.json`; a blank elsewhere than at 0 is refused."""
+    checkpoint = pretrained.from_config(BASE | {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": 4})
+    task, _ = pretrained.published_head(checkpoint)
+    checkpoint, add_head = checkpoint.for_pool(task.pool), pretrained.adder(task)
+    model = pretrained.abstract(checkpoint, add_head)
+    loaded = pretrained.load(checkpoint, model, add_head, key=jax.random.key(0))
+    chain.merge_into(model, loaded.params)
+    pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published).save(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "E": 2, "T": 3}))
+    assert tl_jax.load_pretrained(tmp_path).classes == ("<pad>", "|", "E", "T")
+    (tmp_path / "config.json").write_text(json.dumps({**checkpoint.published, "pad_token_id": 3}))
+    with pytest.raises(UserError, match="pad_token_id, the blank, is 3"):
+        tl_jax.load_pretrained(tmp_path)

@@ -20,7 +20,10 @@ from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_f
 MODEL_TYPES = ("hubert",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
-HEADS = {"HubertForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "HubertForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "HubertForCTC": ("ctc", {"pool": "none"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ SOURCES = {
             (r"conv\.weight_g$", "conv.parametrizations.weight.original0"),
             (r"conv\.weight_v$", "conv.parametrizations.weight.original1"),
         ),
-        optional=(r"wav2vec2\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
+        optional=(r"hubert\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
     )
 }
 SHARDING = (

@@ -20,7 +20,10 @@ from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_f
 MODEL_TYPES = ("wav2vec2",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
-HEADS = {"Wav2Vec2ForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "Wav2Vec2ForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "Wav2Vec2ForCTC": ("ctc", {"pool": "none"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)

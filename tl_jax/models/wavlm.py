@@ -29,7 +29,10 @@ from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_f
 MODEL_TYPES = ("wavlm",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
-HEADS = {"WavLMForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "WavLMForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "WavLMForCTC": ("ctc", {"pool": "none"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,7 @@ SOURCES = {
             (r"conv\.weight_g$", "conv.parametrizations.weight.original0"),
             (r"conv\.weight_v$", "conv.parametrizations.weight.original1"),
         ),
-        optional=(r"wav2vec2\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
+        optional=(r"wavlm\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
     )
 }
 SHARDING = (

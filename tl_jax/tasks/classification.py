@@ -11,7 +11,9 @@ losses, metrics = task.loss(outputs, batch)
 # B batch, T time, D width, C classes, N examples, R resamples
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +218,18 @@ class Task:
                 label = self.classes[int(chances_C.argmax())]
             rows.append({"label": label, **{f"p({n})": float(p) for n, p in zip(self.classes, chances_C)}})
         return rows
+
+
+def published_classes(published: Mapping[str, Any], folder: pathlib.Path | None) -> tuple[str, ...]:
+    """The names of a head's classes in the order of its logits, as a `config.json` gives them."""
+    if "id2label" not in published:
+        # The CIFAR networks and timm say it so; without names there is a number of them.
+        for name in ("classes_order", "label_names"):
+            if isinstance(published.get(name), list):
+                return tuple(map(str, published[name]))
+    count = published.get("num_labels", published.get("num_classes", 2))
+    labels = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
+    return tuple(str(labels[str(i)]) for i in range(len(labels)))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,10 @@ Class 0 is the blank, with which labels are also filled up, and `|` stands betwe
 # B batch, T frames, L symbols, D width, C classes, N examples, R resamples
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +172,26 @@ class Task:
     def _text(self, ids: np.ndarray) -> str:
         symbols = "".join(self.classes[int(i)] for i in ids)
         return " ".join(symbols.replace(SPACE, " ").split())
+
+
+def published_classes(published: Mapping[str, Any], folder: pathlib.Path | None) -> tuple[str, ...]:
+    """The symbols of a published head: of `vocab.json`, or of the labels that a run of ours left in `config.json`.
+
+    Raises:
+      UserError: a blank that is not symbol 0.
+    """
+    count = int(published.get("vocab_size", 32))
+    symbols = [str(i) for i in range(count)]
+    if folder is not None and (folder / "vocab.json").is_file():
+        known = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        by_id = {number: symbol for symbol, number in known.items()}
+        symbols = [by_id.get(i, str(i)) for i in range(count)]
+    elif len(published.get("id2label") or {}) == count:
+        symbols = [published["id2label"][str(i)] for i in range(count)]
+    if published.get("pad_token_id", BLANK) != BLANK:
+        blank = published["pad_token_id"]
+        raise UserError("config.json", f"pad_token_id, the blank, is {blank}, only {BLANK} is supported")
+    return tuple(symbols)
 
 
 def _edits(said: list[str], heard: list[str], words: bool) -> np.ndarray:
