@@ -161,6 +161,7 @@ def test_outputs_are_those_of_transformers(case):
         assert np.std(value.numpy()) > 0.1, "too flat to tell anything"
 
 
+@pytest.mark.parametrize("case", ONE_EACH, indirect=True)
 def test_bfloat16_stays_bfloat16(case):
     """Parameters cast to bfloat16: hidden states in it too, no stage widens them, and near those of float32."""
     model, expected = case.loaded.model, case.loaded(case.batch)

@@ -95,12 +95,13 @@ def _renaming(source: Source, rules: list[Rule], params, tensors):
     A bare backbone's names lack the prefix that they have beside a head; once there is a head, a reader that finds no
     prefix would put one before the head's names too.
     """
+    known = {name for rule in rules for name in rule.tensors}
     heads = [
         rule for rule in rules if not rule.tensors[0].startswith(source.prefix) and set(rule.params) <= set(params)
     ]
-    if not source.prefix or not heads or any(name.startswith(source.prefix) for name in tensors):
+    bare = source.prefix and any(source.canonical(name, known) == source.prefix + name for name in tensors)
+    if not heads or not bare:
         return lambda name: name
-    known = {name for rule in rules for name in rule.tensors}
 
     def rename(name: str) -> str:
         canonical = source.canonical(name, known)
