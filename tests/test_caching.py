@@ -26,7 +26,7 @@ def trained(exp, cached: bool):
     engine = build(exp)
     state = engine.init()
     if cached:
-        caching.fill(engine, state)
+        caching.Cache(engine).fill(state)
     losses = []
     for batch in engine.train_batches(0, engine.steps):
         assert ("crossing" in batch) == cached and (engine.checkpoint.family.INPUTS[0] in batch) != cached
@@ -71,7 +71,7 @@ def test_cached_step_holds_no_prefix(tmp_path):
         return engine.step.core.lower(state.moving, constant, batch).compile().cost_analysis()["flops"]
 
     plain = flops()
-    caching.fill(engine, state)
+    caching.Cache(engine).fill(state)
     assert flops() < plain / 100
 
 
@@ -80,7 +80,7 @@ def test_filling_again_gives_the_same_bits(tmp_path):
     engine = build(probe(tmp_path, **_PLANS[1]))
     state, found = engine.init(), []
     for _ in range(2):
-        caching.fill(engine, state)
+        caching.Cache(engine).fill(state)
         found.append(engine.stores["train"].rows(np.arange(len(engine.sets["train"])), 16))
     jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -96,7 +96,7 @@ def test_filling_again_gives_the_same_bits(tmp_path):
 )
 def test_what_speaks_against_keeping_is_said(tmp_path, overrides, reason):
     """`auto` goes without; `on` is refused before anything runs."""
-    assert reason in caching.why_not(build(probe(tmp_path, **overrides)))
+    assert reason in caching.Cache(build(probe(tmp_path, **overrides))).why_not()
     if "train__cache" not in overrides:
         with pytest.raises(UserError, match=f"train.cache.*{reason}"):
             build(probe(tmp_path, train__cache="on", **overrides))
@@ -105,17 +105,17 @@ def test_what_speaks_against_keeping_is_said(tmp_path, overrides, reason):
 def test_changing_images_are_not_kept(tmp_path):
     """Each epoch crops and flips anew."""
     engine = build(makers.changed(makers.image_run(tmp_path), plan__preset="linear_probe"))
-    assert "data.augment" in caching.why_not(engine)
+    assert "data.augment" in caching.Cache(engine).why_not()
 
 
 def test_too_much_memory_is_not_taken(tmp_path, monkeypatch):
     """The figure counts every example at its padded length."""
     engine = build(probe(tmp_path))
-    assert caching.why_not(engine) is None
+    assert caching.Cache(engine).why_not() is None
     examples = len(engine.sets["train"]) + len(engine.sets["validation"])
-    assert caching.nbytes(engine) == examples * 4 * engine.checkpoint.config.hidden_size
+    assert caching.Cache(engine).nbytes == examples * 4 * engine.checkpoint.config.hidden_size
     monkeypatch.setattr(caching, "_SHARE", 1e-9)
-    assert "of memory" in caching.why_not(engine)
+    assert "of memory" in caching.Cache(engine).why_not()
 
 
 def test_rows_fill_up_and_cut_to_the_length():

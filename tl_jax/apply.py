@@ -24,8 +24,6 @@ from tl_jax.pretrained import load_pretrained
 from tl_jax.runs import load_run, open_run
 from tl_jax.weights.from_torch import convert_in_subprocess
 
-_TABLES = (".tsv", ".csv", ".jsonl", ".txt")
-
 
 def evaluate_run(workdir: str, path: str | None = None) -> dict[str, Any]:
     """Metrics with 95 % intervals, by group where the data names one, and details.
@@ -43,16 +41,17 @@ def evaluate_run(workdir: str, path: str | None = None) -> dict[str, Any]:
         if examples is None:
             raise UserError(str(workdir), "has no test split", "give labelled data by --input")
     else:
-        examples = _labelled(engine, path)
+        examples = engine.task.windows(_labelled(engine, path), engine.transform)
     found = evaluation.measure(engine, state, examples, intervals=True)
-    return {"examples": len(examples), **dataclasses.asdict(found)}
+    return {"examples": len(examples.records), **dataclasses.asdict(found)}
 
 
 def predict_file(workdir: str, path: str, output: str) -> int:
-    """Write one CSV row an example: its key, the predicted class, the chance of every class.
+    """Write one CSV row an example: its key and what the task predicts, such as the class and the chance of each.
 
     Args:
-      path: a folder of images, an image, a table, or a `.txt` file with one text a line.
+      path: a folder of images or sounds, one of them, a table, questions in the JSON of SQuAD, or a `.txt` file with
+        one text a line.
       output: the CSV file; must not exist.
 
     Returns:
@@ -62,14 +61,14 @@ def predict_file(workdir: str, path: str, output: str) -> int:
     if target.exists():
         raise UserError(output, "exists", "give a new file")
     engine, state = open_run(workdir)
-    examples = _unlabelled(engine, path)
+    examples = engine.task.windows(_unlabelled(engine, path), engine.transform)
     rows = engine.task.predictions(evaluation.outputs(engine, state, examples))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
     with open(temporary, "w", newline="") as stream:
         writer = csv.DictWriter(stream, ["key", *rows[0]])
         writer.writeheader()
-        writer.writerows({"key": key, **row} for key, row in zip(examples.keys, rows))
+        writer.writerows({"key": key, **row} for key, row in zip(examples.records.keys, rows))
     temporary.replace(target)
     return len(rows)
 
@@ -98,7 +97,7 @@ def export(workdir: str, target: str) -> str:
     if not heads:
         raise UserError(
             "export",
-            f"no class of transformers has a head with pool={pretrained.config['tl_jax']['options']['pool']}",
+            f"no class of transformers has such a head ({pretrained.config['tl_jax']})",
             "train with another task.options.pool, or keep to load_run, which reads every run",
         )
     pretrained.save(target)
@@ -157,6 +156,8 @@ def _labelled(engine: Engine, path: str) -> Examples:
 def _unlabelled(engine: Engine, path: str) -> Examples:
     source = _source_for(path, engine.exp.data.source)
     options = config.parse_options(source.Config, _options(engine, source), "data.options")
+    if not hasattr(source, "read_unlabelled"):
+        raise UserError(path, "holds labelled data", "evaluate on it, or give files without labels")
     examples = source.read_unlabelled(path, options)
     wants = kind_of(engine.checkpoint)
     if examples.kind != wants:
@@ -165,17 +166,17 @@ def _unlabelled(engine: Engine, path: str) -> Examples:
 
 
 def _source_for(path: str, trained_on: str):
-    """Tables and folders are told apart by what is there; what else a run was trained on reads its own form."""
+    """The run's own source where it reads such files, else the first that does: a run on docstrings still predicts from
+    a text file."""
     where = pathlib.Path(path)
     if not where.exists():
         raise UserError(path, "no such file or folder")
-    if where.suffix.lower() == ".npz":
-        name = "npz"
-    elif where.suffix.lower() in _TABLES or any(file.suffix in _TABLES[:3] for file in where.glob("t*.*sv")):
-        name = "table"
-    else:
-        name = "folder"
-    return plugins.find("tl_jax.data.sources", name if trained_on != name else trained_on)
+    # A table is one of texts or images unless the run read it otherwise.
+    for name in dict.fromkeys((trained_on, "table", *plugins.names("tl_jax.data.sources"))):
+        source = plugins.find("tl_jax.data.sources", name)
+        if hasattr(source, "reads") and source.reads(where):
+            return source
+    raise UserError(path, "is of no form that is read here", "give a table, a folder, an image, a sound or a .npz file")
 
 
 def _options(engine: Engine, source) -> dict[str, Any]:

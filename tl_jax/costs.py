@@ -171,10 +171,11 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
 
 
 def _kept(engine: Engine) -> str:
-    reason = caching.why_not(engine)
+    cache = caching.Cache(engine)
+    reason = cache.why_not()
     if reason is not None:
         return f"computed in every step, as {reason}"
-    return f"what crosses it is computed once and kept, {readable(caching.nbytes(engine))} in the host's memory"
+    return f"what crosses it is computed once and kept, {readable(cache.nbytes)} in the host's memory"
 
 
 def readable(size: float) -> str:

@@ -53,7 +53,7 @@ class Engine:
     Attributes:
       exp: the config.
       mesh: devices by axis.
-      sets: examples by split.
+      sets: examples by split; windows of the records where the task takes them apart.
       transform: from a raw record to arrays.
       task: the head, loss and metrics.
       model: the network, abstract, head included.
@@ -63,8 +63,8 @@ class Engine:
       schedule, tx: the learning rate by step, and the optimizer over trained parameters.
       step: the training step; `train_step` and `step_fn` are it, jitted and not.
       callbacks: told of what happens in `runs.run`.
-      stores: what crosses the cut, by split, once `caching.fill` has computed it; batches then bring it as `crossing`
-        instead of inputs.
+      stores: what crosses the cut, by split, once a `caching.Cache` has computed it; batches then bring it as
+        `crossing` instead of inputs.
     """
 
     exp: config.Experiment
@@ -141,14 +141,15 @@ class Engine:
             )
             losses = {"loss": self.task.loss(outputs, batch)[0]} if "label" in batch else {}
             # Copied to every device: the host then reads it whole, on any number of processes.
-            kept = {"logits": outputs["logits"], **losses, **{n: batch[n] for n in ("weight", "id") if n in batch}}
+            kept = {name: outputs[name] for name in self.task.outputs} | losses
+            kept |= {name: batch[name] for name in ("weight", "id") if name in batch}
             return jax.lax.with_sharding_constraint(kept, sharding.replicated(self.mesh))
 
         return jax.jit(forward)
 
     def eval_step(self, state: State, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """`logits`, `weight`, `id` where the batch has it and, with labels, `loss` float32[B]: no dropout, running
-        statistics."""
+        """The task's outputs, `weight`, `id` where the batch has it and, with labels, `loss` float32[B]: no dropout,
+        running statistics."""
         batch = self.place(batch)
         if "weight" not in batch:
             batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
@@ -235,8 +236,7 @@ class Engine:
         model = pretrained.abstract(self.checkpoint, pretrained.adder(self.task))
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
-        options = {**dataclasses.asdict(self.task.config), "pool": self.task.pool}
-        published["tl_jax"] = {"task": self.exp.task.name, "options": options}
+        published["tl_jax"] = {"task": self.exp.task.name, "options": dataclasses.asdict(self.task.config)}
         result = Pretrained(model, self.checkpoint, loaded, published, self.task.classes)
         if result.heads():
             published["architectures"] = result.heads()[:1]
@@ -280,13 +280,15 @@ def build(
         raise UserError("data", "has no training examples")
     tasks = plugins.find("tl_jax.tasks", exp.task.name, "task.name")
     options = config.parse_options(tasks.Config, _task_options(exp.task, checkpoint), "task.options")
-    task = tasks.Task(options, tuple(classes or train.classes), checkpoint.family.POOLS)
+    task = tasks.Task(options, tuple(train.classes if classes is None else classes), checkpoint.family.POOLS)
     for split, examples in sets.items():
         task.check_labels(examples.labels, examples.keys, f"data ({split})")
     if exp.train.metric is not None and exp.train.metric not in task.metrics:
         raise UserError("train.metric", f"is {exp.train.metric!r}, must be one of {', '.join(task.metrics)}")
     checkpoint = checkpoint.for_pool(task.pool)
     transform = _transform(exp, checkpoint, train)
+    sets = {split: task.windows(examples, transform) for split, examples in sets.items()}
+    train = sets.get("train")
 
     model = pretrained.abstract(checkpoint, pretrained.adder(task))
     chains, params = chain.split(model)
@@ -317,7 +319,7 @@ def build(
     )
     engine = dataclasses.replace(engine, step=step)
     if train:
-        caching.check(engine)
+        caching.Cache(engine).check()
     return engine
 
 

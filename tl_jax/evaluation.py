@@ -33,8 +33,9 @@ class Result:
 
 
 def outputs(engine: Engine, state: State, examples: Examples) -> dict[str, np.ndarray]:
-    """The model's outputs for every example, in order."""
-    return evaluate.collect(engine.eval_step, state, engine.eval_batches(examples))
+    """The model's outputs for every record, in order."""
+    found = evaluate.collect(engine.eval_step, state, engine.eval_batches(examples))
+    return engine.task.gathered(found, examples)
 
 
 def measure(engine: Engine, state: State, examples: Examples, intervals: bool = False) -> Result:
@@ -44,6 +45,7 @@ def measure(engine: Engine, state: State, examples: Examples, intervals: bool = 
       intervals: add bootstrap intervals, groups and details, as for a test set.
     """
     found = outputs(engine, state, examples)
+    examples = examples.records
     labels = examples.labels
     weights = measures.resamples(len(labels), seed=0, repeats=1000 if intervals else 0)
     values = {name: value for name, value in engine.task.measure(found, labels, weights).items()}
@@ -56,10 +58,11 @@ def measure(engine: Engine, state: State, examples: Examples, intervals: bool = 
 
 
 def thinned(examples: Examples, limit: int) -> Examples:
-    """At most `limit` examples, evenly spaced."""
-    if len(examples) <= limit:
+    """At most `limit` records, evenly spaced."""
+    count = len(examples.records)
+    if count <= limit:
         return examples
-    return examples.take(np.linspace(0, len(examples) - 1, limit).astype(np.int64))
+    return examples.take_records(np.linspace(0, count - 1, limit).astype(np.int64))
 
 
 def with_classes(examples: Examples, classes: tuple[str, ...], where: str) -> Examples:

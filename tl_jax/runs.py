@@ -182,13 +182,8 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         if latest is not None:
             state, kept_progress = _restored(engine, state, loaded, checkpoints, latest)
             progress = loop.Progress(**kept_progress)
-        if int(state.step) < engine.steps and caching.why_not(engine) is None:
-            console.say(
-                f"computing once what crosses the cut ({caching.nbytes(engine) / 1e6:.1f} MB)"
-            ) if main else None
-            began = time.perf_counter()
-            caching.fill(engine, state)
-            progress.seconds += time.perf_counter() - began
+        if int(state.step) < engine.steps:
+            progress.seconds += _cached(engine, state, console if main else None)
         state, progress = loop.fit(
             state,
             progress,
@@ -212,6 +207,19 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     return summary
 
 
+def _cached(engine: Engine, state: State, console: Console | None) -> float:
+    """Keep what crosses the cut where that can be done, or say why not; the seconds that it took."""
+    cache = caching.Cache(engine)
+    reason, began = cache.why_not(), time.perf_counter()
+    if console is not None and reason is None:
+        console.say(f"computing once what crosses the cut ({cache.nbytes / 1e6:.1f} MB)")
+    elif console is not None and cache.pays:
+        console.say(f"the stages below the cut run in every epoch: {reason}")
+    if reason is None:
+        cache.fill(state)
+    return time.perf_counter() - began
+
+
 def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: int, best: int | None):
     began = time.perf_counter()
     metric, _ = _metric(engine)
@@ -228,7 +236,7 @@ def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: 
         "total_parameters": count(params, params),
         "metric": metric,
         "stopped": "early" if progress.stopped_early else "finished",
-        "examples": {split: len(examples) for split, examples in engine.sets.items()},
+        "examples": {split: len(examples.records) for split, examples in engine.sets.items()},
         "train": {},
         "validation": {},
         "test": {},

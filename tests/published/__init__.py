@@ -29,22 +29,24 @@ def outputs(model, inputs):
     if "pixel_values" in inputs:
         inputs = {**inputs, "pixel_values": inputs["pixel_values"].permute(0, 3, 1, 2)}
     if model.base_model is model:
-        found, logits = model(**inputs), None
+        found, headed = model(**inputs), {}
     else:
         kept = []
         hook = model.base_model.register_forward_hook(lambda _, __, output: kept.append(output))
-        logits = model(**inputs).logits
+        result = model(**inputs)
         hook.remove()
         found = kept[0]
+        headed = {name: result[name] for name in ("logits", "start_logits", "end_logits") if name in result}
     if type(model).__name__.endswith("ForCTC"):
         # Frames of padding are certain of the blank here.
         counts = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(dim=1))
+        logits = headed["logits"]
         blank = logits.new_full(logits.shape[-1:], -1e9).index_fill(0, counts.new_zeros(1), 0.0)
         frames = counts.new_ones(logits.shape[1]).cumsum(0) - 1
-        logits = logits.where((frames < counts[:, None])[..., None], blank)
+        headed["logits"] = logits.where((frames < counts[:, None])[..., None], blank)
     named = {"last_hidden_state": found.last_hidden_state}
     if named["last_hidden_state"].ndim == 4:
         named["last_hidden_state"] = named["last_hidden_state"].permute(0, 2, 3, 1)
     if found.get("pooler_output") is not None:
         named["pooler_output"] = found.pooler_output.flatten(1)
-    return named if logits is None else {**named, "logits": logits}
+    return {**named, **headed}

@@ -25,7 +25,7 @@ class Examples:
       kind: what the records hold.
       classes: class names by label.
       labels: int64[N] in [0, C), float32[N, C] of zeros and ones when several classes may hold, int64[N, L] when each
-        is a text of classes filled up with 0, None when unknown.
+        is a row of numbers, such as a text of classes filled up with 0 or a span; None when unknown.
       groups: what never crosses a split, such as the patient of each record.
     """
 
@@ -62,8 +62,8 @@ class Examples:
         return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "f"
 
     @property
-    def texts(self) -> bool:
-        """Each label is a text."""
+    def unclassed(self) -> bool:
+        """Each label is a row of numbers, of no class."""
         return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "i"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
@@ -78,6 +78,19 @@ class Examples:
             groups=None if self.groups is None else [self.groups[i] for i in indices],
             rows=self._rows[indices],
         )
+
+    @property
+    def records(self) -> "Examples":
+        """What was asked for: these, or what they are windows of."""
+        return self
+
+    def take_records(self, positions: np.ndarray) -> "Examples":
+        """These of `records`, in that order, with all their windows."""
+        return self.take(positions)
+
+    def windows(self, fetch: Callable[[int], dict[str, Any]], record_of: np.ndarray, labels: np.ndarray | None):
+        """Pieces of these records as examples; see `Windows`."""
+        return Windows(fetch, self, record_of, labels)
 
     def within(self, whole: "Examples") -> np.ndarray | None:
         """int64[N], where these records stand in `whole`; None unless all were taken from it."""
@@ -96,6 +109,39 @@ class Examples:
         return Examples(
             self._fetch, self.keys, kind=self.kind, classes=classes, labels=labels, groups=self.groups, rows=self._rows
         )
+
+
+class Windows(Examples):
+    """Pieces of records that are too long for one input, each an example of its own.
+
+    Args:
+      records: what they are pieces of.
+      record_of: int64[N], whose piece each is; ascending.
+      fetch, labels, rows: of the pieces; see `Examples`.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[int], dict[str, Any]],
+        records: Examples,
+        record_of: np.ndarray,
+        labels: np.ndarray | None,
+        rows: np.ndarray | None = None,
+    ):
+        keys = [f"{records.keys[record]}#{number}" for number, record in enumerate(record_of.tolist())]
+        super().__init__(fetch, keys, kind=records.kind, classes=records.classes, labels=labels, rows=rows)
+        self._records, self.record_of = records, record_of
+
+    @property
+    def records(self) -> Examples:
+        return self._records
+
+    def take_records(self, positions: np.ndarray) -> "Windows":
+        members = [np.flatnonzero(self.record_of == position) for position in positions]
+        owners = np.repeat(np.arange(len(members)), [len(part) for part in members])
+        kept = np.concatenate(members)
+        labels = None if self.labels is None else self.labels[kept]
+        return Windows(self._fetch, self._records.take(positions), owners, labels, self._rows[kept])
 
 
 def joined(sets: Sequence[Examples]) -> Examples:

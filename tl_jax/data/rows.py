@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tl_jax.core.errors import UserError, did_you_mean, shorten
+from tl_jax.data.files import SPLITS
 
 TABLES = (".tsv", ".csv", ".jsonl")
 
@@ -44,6 +45,13 @@ class Table:
                 str(self.path), f"has no column {name!r}{did_you_mean(name, self.columns)}", "name it in data.options"
             )
         return self.columns[name]
+
+
+def holds(path: pathlib.Path) -> bool:
+    """Whether this is a table or a `.txt` file, or a folder of tables named after splits."""
+    if path.is_dir():
+        return any(file.suffix.lower() in TABLES and file.stem.lower() in SPLITS for file in path.iterdir())
+    return path.suffix.lower() in (*TABLES, ".txt")
 
 
 def read(path: pathlib.Path, quoting: bool | None = None, text: str = "text") -> Table:

@@ -55,15 +55,15 @@ def split(sets: dict[str, Examples], data: Data, saved: dict[str, list[str]] | N
 
 def keys(sets: dict[str, Examples]) -> dict[str, list[str]]:
     """The record keys of every part, to be saved with the run."""
-    return {name: list(examples.keys) for name, examples in sets.items()}
+    return {name: list(examples.records.keys) for name, examples in sets.items()}
 
 
 def _cut(examples: Examples, shares: dict[str, float], rng: np.random.Generator) -> dict[str, Examples]:
     if not shares:
         return {"train": examples}
     if examples.groups is None and not examples.multi_label:
-        # Texts are of no class.
-        classes = np.zeros(len(examples), np.int64) if examples.texts else examples.labels
+        # Rows of numbers are of no class.
+        classes = np.zeros(len(examples), np.int64) if examples.unclassed else examples.labels
         part = _stratified(classes, list(shares.values()), rng)
     else:
         groups = examples.groups or [str(i) for i in range(len(examples))]
@@ -126,15 +126,15 @@ def _fill(part_G: np.ndarray, empty: int, counts_GC: np.ndarray) -> None:
 
 
 def _one_hot(examples: Examples) -> np.ndarray:
-    if examples.texts:
+    if examples.unclassed:
         return np.ones((len(examples), 1))
     return examples.labels if examples.multi_label else np.eye(len(examples.classes))[examples.labels]
 
 
 def _thin(examples: Examples, per_class: int, rng: np.random.Generator) -> Examples:
     """The same seed with a smaller `per_class` keeps a subset."""
-    if examples.multi_label or examples.texts:
-        have = "texts for labels" if examples.texts else "several labels"
+    if examples.multi_label or examples.unclassed:
+        have = "no class" if examples.unclassed else "several labels"
         raise UserError("data.per_class", f"records have {have}", "remove it")
     kept = [rng.permutation(np.flatnonzero(examples.labels == c))[:per_class] for c in range(len(examples.classes))]
     return examples.take(np.sort(np.concatenate(kept)))
@@ -157,7 +157,7 @@ def _check_apart(sets: dict[str, Examples]) -> None:
 
 
 def _check_classes(train: Examples) -> None:
-    if train.texts:
+    if train.unclassed:
         return
     counts = train.labels.sum(0) if train.multi_label else np.bincount(train.labels, minlength=len(train.classes))
     empty = [repr(name) for name, count in zip(train.classes, counts) if count == 0]

@@ -55,17 +55,20 @@ class TextTransform:
         self._pad = pad if vocab_size is None or pad < vocab_size else 0
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
+        self._max_length = max_length
         self._file, self._vocab_size = str(file), vocab_size
         self._inputs = tuple(name for name in inputs if name in _MADE)
         self._known: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """`{"text": str}` -> `{"input_ids": int32[t]}`, with `token_type_ids` int32[t] where the network takes them;
-        1 <= t <= max_length. Nothing is random.
+        1 <= t <= max_length. Nothing is random. A record of arrays, as `windows` makes them, stays as it is.
 
         Raises:
           UserError: an empty text, one that is not Unicode (a lone surrogate), an id beyond the vocabulary.
         """
+        if "input_ids" in record:
+            return record
         text = record["text"]
         if text in self._known:
             return self._known[text]
@@ -84,7 +87,11 @@ class TextTransform:
         mistakes = []
         for start in range(0, len(examples), _CHUNK):
             positions = range(start, min(start + _CHUNK, len(examples)))
-            texts = [examples[i]["text"] for i in positions]
+            records = [examples[i] for i in positions]
+            if "input_ids" in records[0]:
+                lengths[positions] = [len(record["input_ids"]) for record in records]
+                continue
+            texts = [record["text"] for record in records]
             wrong = [f"{examples.keys[i]} {what}" for i, text in zip(positions, texts) if (what := _wrong(text))]
             mistakes += wrong
             if wrong:
@@ -95,6 +102,46 @@ class TextTransform:
         if mistakes:
             raise UserError("data", shorten(mistakes), "mend or remove these records")
         return lengths
+
+    def windows(self, firsts: list[str], seconds: list[str], stride: int, names: list[str]):
+        """Pairs of texts as inputs, each second text in as many pieces as it takes.
+
+        Args:
+          stride: tokens of the second text that neighbouring pieces share.
+          names: of the pairs, for errors.
+
+        Returns:
+          For each pair a list of pieces `(arrays as of a call, offsets int32[t, 2])`: where each token begins and ends
+          in the second text, in characters; -1 for tokens that are not of it.
+
+        Raises:
+          UserError: as a call does, or a first text that leaves no room; names every such pair.
+        """
+        import tokenizers
+
+        special = self._tokenizer.num_special_tokens_to_add(True)
+        firsts_alone = self._tokenizer.encode_batch(firsts, add_special_tokens=False)
+        mistakes = []
+        for name, first, second, alone in zip(names, firsts, seconds, firsts_alone):
+            if wrong := _wrong(first) or _wrong(second):
+                mistakes.append(f"{name} {wrong}")
+            elif len(alone) + special + stride >= self._max_length:
+                room = f"{self._max_length} with pieces that share {stride}"
+                mistakes.append(f"{name} begins with {len(alone)} tokens, which leaves no room within {room}")
+        if mistakes:
+            raise UserError("data", shorten(mistakes), "mend these records, or raise data.max_length")
+        # A tokenizer of its own, as how it cuts is its state.
+        pairs = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        pairs.enable_truncation(self._max_length, stride=stride, strategy="only_second")
+        found = []
+        for encoding in pairs.encode_batch(list(zip(firsts, seconds))):
+            pieces = []
+            for piece in (encoding, *encoding.overflowing):
+                of_second = np.array([sequence == 1 for sequence in piece.sequence_ids])
+                offsets = np.where(of_second[:, None], np.array(piece.offsets, np.int32), np.int32(-1))
+                pieces.append((self._arrays(piece), offsets))
+            found.append(pieces)
+        return found
 
     def collate(self, examples: list[dict], length: int | None = None) -> dict[str, np.ndarray]:
         """The network's inputs as int32[B, length]: ids, ones where there is a token, types; zeros and the padding id

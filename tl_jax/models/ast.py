@@ -24,7 +24,7 @@ from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import tokens
 from tl_jax.nn.prenorm import Block, Norm
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("audio-spectrogram-transformer",)
 INPUTS = ("input_values",)
@@ -185,10 +185,8 @@ SOURCES = {
             Rule(f"{_NAME}.embeddings.position_embeddings", "stem/position", SAME),
             Rule(f"{_NAME}.embeddings.patch_embeddings.projection.weight", "stem/patch/kernel", CONV),
             Rule(f"{_NAME}.embeddings.patch_embeddings.projection.bias", "stem/patch/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix=f"{_NAME}.",
         optional=(r"classifier\..*",),

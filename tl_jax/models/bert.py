@@ -26,12 +26,15 @@ from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.pooling import Pooler
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("bert",)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 POOLS = ("pooler", "cls", "mean")
-HEADS = {"BertForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "BertForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "BertForQuestionAnswering": ("extractive_qa", {}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +150,7 @@ _LINEAR = (  # (name in the file, path), for weight and bias alike
     (f"{_HF}.output.dense", f"{_BLOCK}/mlp/down"),
     ("bert.pooler.dense", "pooler"),
     ("classifier", "head"),
+    ("qa_outputs", "qa_outputs"),
 )
 _NORM = (
     ("bert.embeddings.LayerNorm", "stem/norm"),
@@ -159,16 +163,14 @@ SOURCES = {
             Rule("bert.embeddings.word_embeddings.weight", "stem/word/embedding", SAME),
             Rule("bert.embeddings.position_embeddings.weight", "stem/position/embedding", SAME),
             Rule("bert.embeddings.token_type_embeddings.weight", "stem/type/embedding", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="bert.",
         # Files converted from TensorFlow, the first ones published, call a norm's leaves so.
         aliases=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
         ignored=(r"bert\.embeddings\.position_ids", r"cls\..*"),
-        optional=(r"bert\.pooler\..*", r"classifier\..*"),
+        optional=(r"bert\.pooler\..*", r"(classifier|qa_outputs)\..*"),
     )
 }
 RESIZE = (("stem/word/embedding", "vocabulary", ("vocab_size",)),)  # see `weights.surgery`

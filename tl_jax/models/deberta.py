@@ -27,12 +27,15 @@ from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("deberta-v2",)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 POOLS = ("pooler", "cls", "mean")
-HEADS = {"DebertaV2ForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "DebertaV2ForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "DebertaV2ForQuestionAnswering": ("extractive_qa", {}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,6 +318,7 @@ _LINEAR = (  # (name in the file, path), for weight and bias alike
     ("deberta.encoder.conv.conv", "blocks/0/conv/conv"),  # [out, in, size] <-> [size, in, out]
     ("pooler.dense", "pooler"),
     ("classifier", "head"),
+    ("qa_outputs", "qa_outputs"),
 )
 _NORM = (
     ("deberta.embeddings.LayerNorm", "stem/norm"),
@@ -330,10 +334,8 @@ SOURCES = {
             Rule("deberta.embeddings.position_embeddings.weight", "stem/position/embedding", SAME),
             Rule("deberta.embeddings.token_type_embeddings.weight", "stem/type/embedding", SAME),
             Rule("deberta.encoder.rel_embeddings.weight", "blocks/0/relative/embedding", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="deberta.",
         # Published files keep positions that their config says are not read, and what they were pretrained with.
@@ -341,7 +343,7 @@ SOURCES = {
             r"deberta\.embeddings\.(position_ids|position_embeddings\.weight)",
             r"(cls|lm_predictions|mask_predictions)\..*",
         ),
-        optional=(r"pooler\..*", r"classifier\..*"),
+        optional=(r"pooler\..*", r"(classifier|qa_outputs)\..*"),
     )
 }
 SHARDING = (

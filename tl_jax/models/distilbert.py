@@ -25,12 +25,15 @@ from tl_jax.nn.blocks import PostNormBlock
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("distilbert",)
 INPUTS = ("input_ids", "attention_mask")
 POOLS = ("pooler", "cls", "mean")
-HEADS = {"DistilBertForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "DistilBertForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "DistilBertForQuestionAnswering": ("extractive_qa", {}),
+}
 
 _EPSILON = 1e-12
 
@@ -139,6 +142,7 @@ _LINEAR = (  # (name in the file, path), for weight and bias alike
     (f"{_HF}.ffn.lin2", f"{_BLOCK}/mlp/down"),
     ("pre_classifier", "pooler"),
     ("classifier", "head"),
+    ("qa_outputs", "qa_outputs"),
 )
 _NORM = (
     ("distilbert.embeddings.LayerNorm", "stem/norm"),
@@ -150,18 +154,15 @@ SOURCES = {
         rules=(
             Rule("distilbert.embeddings.word_embeddings.weight", "stem/word/embedding", SAME),
             Rule("distilbert.embeddings.position_embeddings.weight", "stem/position/embedding", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="distilbert.",
         ignored=(
             r"distilbert\.embeddings\.position_ids",
             r"vocab_(transform|layer_norm|projector)\..*",
-            r"qa_outputs\..*",
         ),
-        optional=(r"pre_classifier\..*", r"classifier\..*"),
+        optional=(r"pre_classifier\..*", r"(classifier|qa_outputs)\..*"),
     )
 }
 RESIZE = (("stem/word/embedding", "vocabulary", ("vocab_size",)),)  # see `weights.surgery`

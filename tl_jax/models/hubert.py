@@ -14,15 +14,16 @@ from typing import Any
 
 from flax import nnx
 
+from tl_jax.models import wav2vec2
 from tl_jax.nn import waves
-from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.weights.rules import published_fields
 
 MODEL_TYPES = ("hubert",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
 HEADS = {
     "HubertForSequenceClassification": ("classification", {"pool": "pooler"}),
-    "HubertForCTC": ("ctc", {"pool": "none"}),
+    "HubertForCTC": ("ctc", {}),
 }
 
 
@@ -51,54 +52,5 @@ class Backbone(waves.Encoder):
         super().__init__(config, blocks, waves.Stem(config, norm=config.feat_proj_layer_norm, rngs=rngs), rngs=rngs)
 
 
-# `LINEAR` turns all axes around, which is also what one convolution over time needs: [out, in, K] <-> [K, in, out].
-_GAIN = Layout("flat", lambda tensors: (tensors[0].reshape(-1),), lambda params: (params[0].reshape(1, 1, -1),))
-_HF, _BLOCK = "hubert.encoder.layers.{i}", "blocks/{i}"
-_CONV, _POSITIONS = "hubert.feature_extractor.conv_layers.{c}", "hubert.encoder.pos_conv_embed.conv"
-_LINEAR = (  # (name in the file, path), for weight and bias alike
-    (f"{_CONV}.conv", "stem/convs/{c}/conv"),
-    ("hubert.feature_projection.projection", "stem/projection"),
-    (f"{_HF}.attention.q_proj", f"{_BLOCK}/attn/query"),
-    (f"{_HF}.attention.k_proj", f"{_BLOCK}/attn/key"),
-    (f"{_HF}.attention.v_proj", f"{_BLOCK}/attn/value"),
-    (f"{_HF}.attention.out_proj", f"{_BLOCK}/attn/out"),
-    (f"{_HF}.feed_forward.intermediate_dense", f"{_BLOCK}/mlp/up"),
-    (f"{_HF}.feed_forward.output_dense", f"{_BLOCK}/mlp/down"),
-    ("projector", "pooler"),
-    ("classifier", "head"),
-    ("lm_head", "lm_head"),
-)
-_NORM = (
-    (f"{_CONV}.layer_norm", "stem/convs/{c}/norm"),
-    ("hubert.feature_projection.layer_norm", "stem/norm"),
-    ("hubert.encoder.layer_norm", "positions/norm"),  # one tensor, in another place in either form
-    ("hubert.encoder.layer_norm", "norm"),
-    (f"{_HF}.layer_norm", f"{_BLOCK}/attn_norm"),
-    (f"{_HF}.final_layer_norm", f"{_BLOCK}/mlp_norm"),
-)
-SOURCES = {
-    "hf": Source(
-        rules=(
-            Rule("hubert.masked_spec_embed", "stem/masked", SAME),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original0", "positions/gain", _GAIN),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original1", "positions/kernel", LINEAR),
-            Rule(f"{_POSITIONS}.bias", "positions/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
-        ),
-        prefix="hubert.",
-        # The names of PyTorch's first weight norm, in which most files are published.
-        aliases=(
-            (r"conv\.weight_g$", "conv.parametrizations.weight.original0"),
-            (r"conv\.weight_v$", "conv.parametrizations.weight.original1"),
-        ),
-        optional=(r"hubert\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
-    )
-}
-SHARDING = (
-    (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
-    (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    (r"blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
-)
+SOURCES = {"hf": wav2vec2.source("hubert")}
+SHARDING = wav2vec2.SHARDING

@@ -25,7 +25,7 @@ from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.pooling import Pooler
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 INPUTS = ("input_ids", "attention_mask")
@@ -34,6 +34,9 @@ HEADS = {
     "RobertaForSequenceClassification": ("classification", {"pool": "pooler"}),
     "XLMRobertaForSequenceClassification": ("classification", {"pool": "pooler"}),
     "CamembertForSequenceClassification": ("classification", {"pool": "pooler"}),
+    "RobertaForQuestionAnswering": ("extractive_qa", {}),
+    "XLMRobertaForQuestionAnswering": ("extractive_qa", {}),
+    "CamembertForQuestionAnswering": ("extractive_qa", {}),
 }
 
 
@@ -157,6 +160,7 @@ _LINEAR = (  # (name in the file, path), for weight and bias alike
     ("roberta.pooler.dense", "pooler"),
     ("classifier.dense", "dense"),
     ("classifier.out_proj", "head"),
+    ("qa_outputs", "qa_outputs"),
 )
 _NORM = (
     ("roberta.embeddings.LayerNorm", "stem/norm"),
@@ -169,14 +173,12 @@ SOURCES = {
             Rule("roberta.embeddings.word_embeddings.weight", "stem/word/embedding", SAME),
             Rule("roberta.embeddings.position_embeddings.weight", "stem/position/embedding", SAME),
             Rule("roberta.embeddings.token_type_embeddings.weight", "stem/type/embedding", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="roberta.",
         ignored=(r"roberta\.embeddings\.position_ids", r"lm_head\..*"),
-        optional=(r"roberta\.pooler\..*", r"classifier\..*"),
+        optional=(r"roberta\.pooler\..*", r"(classifier|qa_outputs)\..*"),
     )
 }
 RESIZE = (("stem/word/embedding", "vocabulary", ("vocab_size",)),)  # see `weights.surgery`

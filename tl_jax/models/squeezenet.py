@@ -24,7 +24,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("squeezenet", "SqueezeNet")
 INPUTS = ("pixel_values",)
@@ -156,8 +156,7 @@ def _source(stem: str, squeeze: str, expand_1: str, expand_3: str, scores: str) 
     )
     return Source(
         rules=(
-            *(Rule(f"{name}.weight", f"{path}/kernel", CONV) for name, path in convs),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in convs),
+            *dense(convs, CONV),
             # A new head, which neither framework has a name for.
             Rule("head.weight", "head/kernel", LINEAR),
             Rule("head.bias", "head/bias", SAME),

@@ -29,7 +29,7 @@ from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches
 from tl_jax.nn.residual import drop_path
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("swin",)
 INPUTS = ("pixel_values",)
@@ -291,10 +291,8 @@ SOURCES = {
             Rule("swin.embeddings.patch_embeddings.projection.bias", "stem/patch/bias", SAME),
             Rule(f"{_HF}.{_TABLE}", f"{_BLOCK}/attn/position/embedding", SAME),
             Rule(f"{_MERGE}.reduction.weight", "blocks/{e}/merge/reduction/kernel", LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="swin.",
         ignored=(r".*\.relative_position_index", r"swin\.embeddings\.mask_token", r"decoder\..*"),

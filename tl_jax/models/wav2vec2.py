@@ -15,14 +15,14 @@ from typing import Any
 from flax import nnx
 
 from tl_jax.nn import waves
-from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("wav2vec2",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
 HEADS = {
     "Wav2Vec2ForSequenceClassification": ("classification", {"pool": "pooler"}),
-    "Wav2Vec2ForCTC": ("ctc", {"pool": "none"}),
+    "Wav2Vec2ForCTC": ("ctc", {}),
 }
 
 
@@ -47,51 +47,61 @@ class Backbone(waves.Encoder):
 
 # `LINEAR` turns all axes around, which is also what one convolution over time needs: [out, in, K] <-> [K, in, out].
 _GAIN = Layout("flat", lambda tensors: (tensors[0].reshape(-1),), lambda params: (params[0].reshape(1, 1, -1),))
-_HF, _BLOCK = "wav2vec2.encoder.layers.{i}", "blocks/{i}"
-_CONV, _POSITIONS = "wav2vec2.feature_extractor.conv_layers.{c}", "wav2vec2.encoder.pos_conv_embed.conv"
-_LINEAR = (  # (name in the file, path), for weight and bias alike
-    (f"{_CONV}.conv", "stem/convs/{c}/conv"),
-    ("wav2vec2.feature_projection.projection", "stem/projection"),
-    (f"{_HF}.attention.q_proj", f"{_BLOCK}/attn/query"),
-    (f"{_HF}.attention.k_proj", f"{_BLOCK}/attn/key"),
-    (f"{_HF}.attention.v_proj", f"{_BLOCK}/attn/value"),
-    (f"{_HF}.attention.out_proj", f"{_BLOCK}/attn/out"),
-    (f"{_HF}.feed_forward.intermediate_dense", f"{_BLOCK}/mlp/up"),
-    (f"{_HF}.feed_forward.output_dense", f"{_BLOCK}/mlp/down"),
-    ("projector", "pooler"),
-    ("classifier", "head"),
-    ("lm_head", "lm_head"),
-)
-_NORM = (
-    (f"{_CONV}.layer_norm", "stem/convs/{c}/norm"),
-    ("wav2vec2.feature_projection.layer_norm", "stem/norm"),
-    ("wav2vec2.encoder.layer_norm", "positions/norm"),  # one tensor, in another place in either form
-    ("wav2vec2.encoder.layer_norm", "norm"),
-    (f"{_HF}.layer_norm", f"{_BLOCK}/attn_norm"),
-    (f"{_HF}.final_layer_norm", f"{_BLOCK}/mlp_norm"),
-)
-SOURCES = {
-    "hf": Source(
+
+
+def source(kind: str, rows: tuple[Rule, ...] = ()) -> Source:
+    """The key map of the networks of this form, whose names differ in what they begin with.
+
+    Args:
+      kind: `wav2vec2`, `hubert` or `wavlm`.
+      rows: what only this kind has.
+    """
+    theirs, ours = f"{kind}.encoder.layers.{{i}}", "blocks/{i}"
+    conv, positions = f"{kind}.feature_extractor.conv_layers.{{c}}", f"{kind}.encoder.pos_conv_embed.conv"
+    linear = (
+        (f"{conv}.conv", "stem/convs/{c}/conv"),
+        (f"{kind}.feature_projection.projection", "stem/projection"),
+        (f"{theirs}.attention.q_proj", f"{ours}/attn/query"),
+        (f"{theirs}.attention.k_proj", f"{ours}/attn/key"),
+        (f"{theirs}.attention.v_proj", f"{ours}/attn/value"),
+        (f"{theirs}.attention.out_proj", f"{ours}/attn/out"),
+        (f"{theirs}.feed_forward.intermediate_dense", f"{ours}/mlp/up"),
+        (f"{theirs}.feed_forward.output_dense", f"{ours}/mlp/down"),
+        ("projector", "pooler"),
+        ("classifier", "head"),
+        ("lm_head", "lm_head"),
+    )
+    norm = (
+        (f"{conv}.layer_norm", "stem/convs/{c}/norm"),
+        (f"{kind}.feature_projection.layer_norm", "stem/norm"),
+        (f"{kind}.encoder.layer_norm", "positions/norm"),  # one tensor, in another place in either form
+        (f"{kind}.encoder.layer_norm", "norm"),
+        (f"{theirs}.layer_norm", f"{ours}/attn_norm"),
+        (f"{theirs}.final_layer_norm", f"{ours}/mlp_norm"),
+    )
+    return Source(
         rules=(
-            Rule("wav2vec2.masked_spec_embed", "stem/masked", SAME),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original0", "positions/gain", _GAIN),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original1", "positions/kernel", LINEAR),
-            Rule(f"{_POSITIONS}.bias", "positions/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            Rule(f"{kind}.masked_spec_embed", "stem/masked", SAME),
+            Rule(f"{positions}.parametrizations.weight.original0", "positions/gain", _GAIN),
+            Rule(f"{positions}.parametrizations.weight.original1", "positions/kernel", LINEAR),
+            Rule(f"{positions}.bias", "positions/bias", SAME),
+            *rows,
+            *dense(linear),
+            *norms(norm),
         ),
-        prefix="wav2vec2.",
+        prefix=f"{kind}.",
         # The names of PyTorch's first weight norm, in which most files are published.
         aliases=(
             (r"conv\.weight_g$", "conv.parametrizations.weight.original0"),
             (r"conv\.weight_v$", "conv.parametrizations.weight.original1"),
         ),
+        # The quantizer of pretraining.
         ignored=(r"quantizer\..*", r"project_(hid|q)\..*"),
-        optional=(r"wav2vec2\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
+        optional=(rf"{kind}\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
     )
-}
+
+
+SOURCES = {"hf": source("wav2vec2")}
 SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),

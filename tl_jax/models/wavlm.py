@@ -21,17 +21,18 @@ import numpy as np
 from flax import nnx
 
 from tl_jax.core.chain import Carry, Context
+from tl_jax.models import wav2vec2
 from tl_jax.nn import waves
 from tl_jax.nn.attention import SelfAttention, attend, heads
 from tl_jax.nn.embed import Embed
-from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.weights.rules import SAME, Layout, Rule, dense, published_fields
 
 MODEL_TYPES = ("wavlm",)
 INPUTS = ("input_values", "attention_mask")
 POOLS = ("mean", "pooler")
 HEADS = {
     "WavLMForSequenceClassification": ("classification", {"pool": "pooler"}),
-    "WavLMForCTC": ("ctc", {"pool": "none"}),
+    "WavLMForCTC": ("ctc", {}),
 }
 
 
@@ -129,58 +130,16 @@ def buckets(farthest: int, count: int, limit: int) -> np.ndarray:
     return (near + half * (distance > 0)).astype(np.int32)
 
 
-# `LINEAR` turns all axes around, which is also what one convolution over time needs: [out, in, K] <-> [K, in, out].
-_GAIN = Layout("flat", lambda tensors: (tensors[0].reshape(-1),), lambda params: (params[0].reshape(1, 1, -1),))
 _HEADS = Layout("flat", lambda tensors: (tensors[0].reshape(-1),), lambda params: (params[0].reshape(1, -1, 1, 1),))
-_HF, _BLOCK = "wavlm.encoder.layers.{i}", "blocks/{i}"
-_CONV, _POSITIONS = "wavlm.feature_extractor.conv_layers.{c}", "wavlm.encoder.pos_conv_embed.conv"
-_LINEAR = (  # (name in the file, path), for weight and bias alike
-    (f"{_CONV}.conv", "stem/convs/{c}/conv"),
-    ("wavlm.feature_projection.projection", "stem/projection"),
-    (f"{_HF}.attention.q_proj", f"{_BLOCK}/attn/query"),
-    (f"{_HF}.attention.k_proj", f"{_BLOCK}/attn/key"),
-    (f"{_HF}.attention.v_proj", f"{_BLOCK}/attn/value"),
-    (f"{_HF}.attention.out_proj", f"{_BLOCK}/attn/out"),
-    (f"{_HF}.attention.gru_rel_pos_linear", f"{_BLOCK}/attn/gate"),
-    (f"{_HF}.feed_forward.intermediate_dense", f"{_BLOCK}/mlp/up"),
-    (f"{_HF}.feed_forward.output_dense", f"{_BLOCK}/mlp/down"),
-    ("projector", "pooler"),
-    ("classifier", "head"),
-    ("lm_head", "lm_head"),
-)
-_NORM = (
-    (f"{_CONV}.layer_norm", "stem/convs/{c}/norm"),
-    ("wavlm.feature_projection.layer_norm", "stem/norm"),
-    ("wavlm.encoder.layer_norm", "positions/norm"),  # one tensor, in another place in either form
-    ("wavlm.encoder.layer_norm", "norm"),
-    (f"{_HF}.layer_norm", f"{_BLOCK}/attn_norm"),
-    (f"{_HF}.final_layer_norm", f"{_BLOCK}/mlp_norm"),
-)
+_ATTENTION = "wavlm.encoder.layers.{i}.attention"
 SOURCES = {
-    "hf": Source(
-        rules=(
-            Rule("wavlm.masked_spec_embed", "stem/masked", SAME),
+    "hf": wav2vec2.source(
+        "wavlm",
+        (
             Rule("wavlm.encoder.layers.0.attention.rel_attn_embed.weight", "blocks/0/attn/relative/embedding", SAME),
-            Rule(f"{_HF}.attention.gru_rel_pos_const", f"{_BLOCK}/attn/gain", _HEADS),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original0", "positions/gain", _GAIN),
-            Rule(f"{_POSITIONS}.parametrizations.weight.original1", "positions/kernel", LINEAR),
-            Rule(f"{_POSITIONS}.bias", "positions/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            Rule(f"{_ATTENTION}.gru_rel_pos_const", "blocks/{i}/attn/gain", _HEADS),
+            *dense(((f"{_ATTENTION}.gru_rel_pos_linear", "blocks/{i}/attn/gate"),)),
         ),
-        prefix="wavlm.",
-        # The names of PyTorch's first weight norm, in which most files are published.
-        aliases=(
-            (r"conv\.weight_g$", "conv.parametrizations.weight.original0"),
-            (r"conv\.weight_v$", "conv.parametrizations.weight.original1"),
-        ),
-        optional=(r"wavlm\.masked_spec_embed", r"(projector|classifier|lm_head)\..*"),
     )
 }
-SHARDING = (
-    (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
-    (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    (r"blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
-)
+SHARDING = wav2vec2.SHARDING

@@ -9,9 +9,8 @@ import re
 from collections.abc import Sequence
 
 from tl_jax.core.errors import UserError
+from tl_jax.core.task import HEADS
 
-# Stages that belong to a head: `dense` is its first layer where there are two, `lm_head` speaks for every position.
-_HEADS = ("dense", "head", "lm_head")
 _BLOCK = re.compile(r"(.*/)?blocks/\d+")
 
 
@@ -26,7 +25,7 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
     Raises:
       UserError: the network has not what the preset speaks of.
     """
-    head = tuple(f"{name}/.*" for name in _HEADS if any(path.startswith(f"{name}/") for path in paths))
+    head = tuple(f"{name}/.*" for name in HEADS if any(path.startswith(f"{name}/") for path in paths))
     if preset == "full":
         return (".*",)
     if preset == "linear_probe":

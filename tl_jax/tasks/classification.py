@@ -22,10 +22,9 @@ import optax
 from flax import nnx
 
 from tl_jax.core import metrics as measures
+from tl_jax.core import task
 from tl_jax.core.errors import UserError, did_you_mean
-from tl_jax.nn.functions import dropout
-
-METRICS = ("accuracy", "macro_f1", "auroc", "loss")
+from tl_jax.nn.functions import dropout, keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Config:
     Attributes:
       multi_label: every class is a question of its own; labels are float[B, C] of 0 and 1.
       pool: which feature the head reads: `pooler` (the checkpoint's pooling layer), `cls` (first token), `last` (the
-        last token that counts) or `mean` (over the tokens that count); None for the family's own.
+        last token that counts), `mean` (over the tokens that count) or `distilled` (class and distillation token, a
+        head each); None for the family's own.
       dropout: of the feature, in training.
       bias: whether the head has one.
 
@@ -55,7 +55,7 @@ class Feature(nnx.Module):
         self.pool = pool
 
     def __call__(self, x, context):
-        """Named outputs (or `last_hidden_state` alone) -> the same with `feature` float[B, D]."""
+        """Named outputs (or `last_hidden_state` alone) -> the same with `feature`, see `pooled`."""
         outputs = dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
         return {**outputs, "feature": pooled(outputs, self.pool, context.batch.get("attention_mask"))}
 
@@ -73,8 +73,23 @@ class Head(nnx.Linear):
         return {**x, "logits": super().__call__(feature_BD).astype(jnp.float32)}
 
 
+class DistilledHead(nnx.Module):
+    """A head for each of two features; the logits are the mean of theirs (Touvron et al. 2020)."""
+
+    def __init__(self, *args, rngs: nnx.Rngs):
+        self.cls, self.distillation = Head(*args, rngs=rngs), Head(*args, rngs=rngs)
+
+    def __call__(self, x, context):
+        """Named outputs with `feature` float[B, 2, D] -> the same with `logits` float32[B, C]."""
+        logits = [
+            head({"feature": x["feature"][:, i]}, context._replace(key=key))["logits"]
+            for i, (head, key) in enumerate(zip((self.cls, self.distillation), keys(context.key, 2)))
+        ]
+        return {**x, "logits": sum(logits) / 2}
+
+
 def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | None) -> jax.Array:
-    """One feature an example, float[B, D].
+    """One feature an example, float[B, D]; two of them, float[B, 2, D], for `distilled`.
 
     Args:
       mask_BT: positions that count in a mean; all where None. An example without any gives zeros.
@@ -84,6 +99,8 @@ def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | Non
     hidden_BTD = outputs["last_hidden_state"]
     if pool == "cls":
         return hidden_BTD[:, 0]
+    if pool == "distilled":
+        return hidden_BTD[:, :2]
     if pool == "last":
         last = hidden_BTD.shape[1] - 1
         if mask_BT is None:
@@ -97,7 +114,7 @@ def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | Non
     return (total_BD / jnp.maximum(mask_BT1.sum(axis=1), 1.0)).astype(hidden_BTD.dtype)
 
 
-class Task:
+class Task(task.Task):
     """What the engine asks of a task.
 
     Args:
@@ -109,18 +126,21 @@ class Task:
       UserError: a pooling that the family has not, a dropout rate out of range.
     """
 
+    metrics = ("accuracy", "macro_f1", "auroc", "loss")
+
     def __init__(self, config: Config, classes: tuple[str, ...], pools: tuple[str, ...]):
         if config.pool is not None and config.pool not in pools:
             raise UserError("task.options.pool", f"no {config.pool!r} in this family{did_you_mean(config.pool, pools)}")
         if not 0 <= config.dropout < 1:
             raise UserError("task.options.dropout", f"is {config.dropout}, must be in [0, 1)")
-        self.config, self.classes, self.pool = config, tuple(classes), config.pool or pools[0]
+        self.pool = config.pool or pools[0]
+        self.config, self.classes = dataclasses.replace(config, pool=self.pool), tuple(classes)
         self.metric = "macro_f1" if config.multi_label else "accuracy"
-        self.metrics, self.smaller_is_better = METRICS, ("loss",)
 
     def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The stages to append to a backbone of this width, by name."""
-        head = Head(width, len(self.classes), self.config.dropout, self.config.bias, rngs=rngs)
+        kind = DistilledHead if self.pool == "distilled" else Head
+        head = kind(width, len(self.classes), self.config.dropout, self.config.bias, rngs=rngs)
         return {"feature": Feature(self.pool), "head": head}
 
     def published(self) -> dict[str, object]:

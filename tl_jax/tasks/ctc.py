@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech to text by connectionist temporal classification (Graves et al. 2006): a symbol or a blank for every frame.
 
-task = Task(Config(), classes=("<pad>", "|", "a", "b"), pools=("mean",))
-losses, metrics = task.loss(outputs, {"label": ids})       # ids int[B, L], 0 after the last symbol
-task.predictions({"logits": logits})                       # [{"text": "a bab"}, ...]
+ctc = Task(Config(), classes=("<pad>", "|", "a", "b"), pools=("mean",))
+losses, metrics = ctc.loss(outputs, {"label": ids})       # ids int[B, L], 0 after the last symbol
+ctc.predictions({"logits": logits})                       # [{"text": "a bab"}, ...]
 
 Class 0 is the blank, with which labels are also filled up, and `|` stands between words, as in published wav2vec 2.0.
 """
@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tl_jax.core import task
 from tl_jax.core.errors import UserError
 from tl_jax.nn.functions import dropout
 
@@ -37,11 +38,9 @@ class Config:
 
     Attributes:
       dropout: of the frames, in training.
-      pool: always `none`; every frame is read.
     """
 
     dropout: float = 0.0
-    pool: str = "none"
 
 
 class Head(nnx.Linear):
@@ -66,7 +65,7 @@ class Head(nnx.Linear):
         return {**outputs, "logits": logits_BTC, "frames": mask_BT.sum(axis=1).astype(jnp.int32)}
 
 
-class Task:
+class Task(task.Task):
     """What the engine asks of a task.
 
     Args:
@@ -75,17 +74,16 @@ class Task:
       pools: of the family; not used.
 
     Raises:
-      UserError: a pooling, a dropout rate out of range.
+      UserError: a dropout rate out of range.
     """
 
+    metric = "wer"
+    metrics = smaller_is_better = ("wer", "cer", "loss")
+
     def __init__(self, config: Config, classes: tuple[str, ...], pools: tuple[str, ...]):
-        if config.pool != "none":
-            raise UserError("task.options.pool", f"is {config.pool!r}, this task reads every frame", "remove it")
         if not 0 <= config.dropout < 1:
             raise UserError("task.options.dropout", f"is {config.dropout}, must be in [0, 1)")
-        self.config, self.classes, self.pool = config, tuple(classes), config.pool
-        self.metric, self.metrics = "wer", ("wer", "cer", "loss")
-        self.smaller_is_better = self.metrics
+        self.config, self.classes = config, tuple(classes)
 
     def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The stage to append to a backbone of this width, under the name that published files give it."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from tl_jax.core import paths
 from tl_jax.core.errors import UserError, shorten
+from tl_jax.core.task import HEADS
 from tl_jax.weights import surgery
 from tl_jax.weights.files import TensorInfo
 from tl_jax.weights.rules import Layout, Source
@@ -134,8 +135,9 @@ def _report(missing: list[str], unused: list[str], params, tensors) -> list[str]
 
 
 def _advice(wrong: list[str]) -> str:
-    if wrong and all(path.startswith("head/") for path in wrong):
-        return "to start a new head, say model.fresh=('head/.*',)"
+    stages = tuple(dict.fromkeys(path.partition("/")[0] for path in wrong))
+    if stages and set(stages) <= set(HEADS):
+        return f"to start a new head, say model.fresh={tuple(f'{stage}/.*' for stage in stages)}"
     if wrong:
         return "check that config.json belongs to these weights, or name what to start from scratch in model.fresh"
     return "check that config.json belongs to these weights"

@@ -74,6 +74,25 @@ class Rule:
         return list(rules.values())
 
 
+Names = Sequence[tuple[str, str]]
+
+
+def dense(names: Names, layout: Layout = LINEAR) -> tuple[Rule, ...]:
+    """Rows for `weight` and `bias` of every layer, given as (name in the file, path)."""
+    return (
+        *(Rule(f"{name}.weight", f"{path}/kernel", layout) for name, path in names),
+        *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in names),
+    )
+
+
+def norms(names: Names) -> tuple[Rule, ...]:
+    """Rows for `weight` and `bias` of every norm, given as (name in the file, path)."""
+    return (
+        *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in names),
+        *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in names),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The key map of one published layout.

@@ -36,6 +36,11 @@ class Config:
     group_pattern: str | None = None
 
 
+def reads(path: pathlib.Path) -> bool:
+    """Whether this is of the form that `read` and `read_unlabelled` take: an image, or a folder that holds some."""
+    return any(file.suffix.lower() in SUFFIXES for file in (path.rglob("*") if path.is_dir() else [path]))
+
+
 def read(data: Data, options: Config) -> dict[str, Examples]:
     """The sets under `data.path`: those of the split folders, or `all`.
 

@@ -35,6 +35,11 @@ class Config:
     channels: Literal[1, 3] = 3
 
 
+def reads(path: pathlib.Path) -> bool:
+    """Whether this is of the form that `read` takes."""
+    return path.suffix.lower() == ".npz"
+
+
 def read(data: Data, options: Config) -> dict[str, Examples]:
     """The sets of the file; `data.group` names further arrays, `{group}_train` and so on.
 

@@ -22,6 +22,9 @@ from tl_jax.data.examples import Examples
 from tl_jax.data.sounds import decode_sound
 from tl_jax.data.sources import table
 
+# What libsndfile reads and people keep speech in.
+_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -37,6 +40,11 @@ class Config:
     text: str | None = None
 
 
+def reads(path: pathlib.Path) -> bool:
+    """Whether this is of the form that `read` and `read_unlabelled` take."""
+    return rows.holds(path) or bool(_files(path))
+
+
 def read(data: Data, options: Config) -> dict[str, Examples]:
     """The sets of the file (`all`) or of the folder's files.
 
@@ -50,6 +58,28 @@ def read(data: Data, options: Config) -> dict[str, Examples]:
         listed = _transcribed(path, data.group, options)
     folder = path if path.is_dir() else path.parent
     return {split: _sounds(folder, examples) for split, examples in listed.items()}
+
+
+def read_unlabelled(path: str | pathlib.Path, options: Config) -> Examples:
+    """Sounds without labels, for prediction: a table whose other columns are not read, one file, or every sound file
+    under a folder.
+
+    Raises:
+      UserError: nothing there, no sound, a sound that is not there.
+    """
+    path = files.existing(path, "a sound, a folder of sounds or a table of them")
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and rows.holds(path):
+        return _sounds(folder, table.read_unlabelled(path, table.Config(text=options.sound)))
+    names = [file.relative_to(folder).as_posix() for file in _files(path)]
+    if not names:
+        raise UserError(str(path), "holds no sound", f"files of {', '.join(_SUFFIXES)} are read")
+    return _sounds(folder, Examples(lambda i: {"text": names[i]}, names, kind="text"))
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in found if file.suffix.lower() in _SUFFIXES]
 
 
 def _transcribed(path: pathlib.Path, group: str | None, options: Config) -> dict[str, Examples]:

@@ -46,6 +46,11 @@ class Config:
     channels: Literal[1, 3] = 3
 
 
+def reads(path: pathlib.Path) -> bool:
+    """Whether this is of the form that `read` takes."""
+    return rows.holds(path)
+
+
 def read(data: Data, options: Config) -> dict[str, Examples]:
     """The sets of the file (`all`) or of the folder's files.
 

@@ -1,0 +1,36 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every task has, where it does not say otherwise; see `tl_jax/tasks` for whole ones."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# Stages that belong to a head: `dense` is its first layer where there are two, `lm_head` and `qa_outputs` speak for
+# every position.
+HEADS = ("dense", "head", "lm_head", "qa_outputs")
+
+
+class Task:
+    """The base of a task.
+
+    Attributes:
+      outputs: names of the network's outputs that evaluation collects.
+      pool: the feature that the head reads; `none` where it reads every position.
+      metric, metrics: the one that chooses the best checkpoint, and all of them.
+      smaller_is_better: those of them that are.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+    pool: str = "none"
+    metric: str = "loss"
+    metrics: tuple[str, ...] = ("loss",)
+    smaller_is_better: tuple[str, ...] = ("loss",)
+
+    def windows(self, examples, transform):
+        """The examples that batches are made of: the records themselves, or pieces of those too long for one input."""
+        return examples
+
+    def gathered(self, outputs: Mapping[str, np.ndarray], examples) -> Mapping[str, np.ndarray]:
+        """Outputs by record, from those of `windows`."""
+        return outputs
