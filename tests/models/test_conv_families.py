@@ -167,6 +167,18 @@ def test_mobilenet_gives_the_outputs_of_keras(shared_data):
     assert not loaded.receipt.ignored and len(loaded.params) == len(loaded.receipt.loaded)
 
 
+def test_resnet8_gives_the_outputs_of_keras(shared_data):
+    """Real weights: the published probabilities, and 871 of 1000 pictures right, as its facts say."""
+    folder = shared_data / "weights/resnet8_cifar10_mlperftiny"
+    loaded, reference = tl_jax.load_pretrained(folder), np.load(folder / "reference.npz")
+    logits = loaded({"pixel_values": reference["input_nhwc"]})["logits"]
+    np.testing.assert_allclose(jax.nn.softmax(logits), reference["probs"], atol=1e-5)
+    assert not loaded.receipt.ignored and len(loaded.params) == len(loaded.receipt.loaded)
+    pictures = np.load(shared_data / "vision/cifar10/data.npz")
+    found = loaded({"pixel_values": pictures["x_test"].astype(np.float32)})["logits"].argmax(axis=1)
+    assert (found == pictures["y_test"]).sum() == 871
+
+
 @pytest.mark.parametrize(
     "published",
     [

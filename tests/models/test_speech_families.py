@@ -4,6 +4,7 @@
 what training hides, distances, refusals."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -191,3 +192,43 @@ def test_a_published_ctc_head_knows_its_symbols(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**checkpoint.published, "pad_token_id": 3}))
     with pytest.raises(UserError, match="pad_token_id, the blank, is 3"):
         tl_jax.load_pretrained(tmp_path)
+
+
+def test_ds_cnn_gives_the_outputs_of_keras(shared_data):
+    """Real weights: the published probabilities, and of 300 words as many right as its facts say, 91.33 %."""
+    folder = shared_data / "weights/ds_cnn_kws_mlperftiny"
+    loaded, reference = tl_jax.load_pretrained(folder), np.load(folder / "reference.npz")
+    logits = loaded({"input_features": reference["input_nhwc"][..., 0]})["logits"]
+    np.testing.assert_allclose(jax.nn.softmax(logits), reference["probs"], atol=1e-5)
+    assert not loaded.receipt.ignored and len(loaded.params) == len(loaded.receipt.loaded)
+    words, facts = np.load(shared_data / "speech/kws_mfcc/data.npz"), json.loads((folder / "config.json").read_text())
+    scale, zero = facts["quantization"]["scale"], facts["quantization"]["zero_point"]
+    mfcc = ((words["x_test"].astype(np.float32) - zero) * scale).reshape(-1, 49, 10)
+    assert (loaded({"input_features": mfcc})["logits"].argmax(axis=1) == words["y_test"]).sum() == 274
+
+
+@pytest.mark.parametrize("name, width", [("res8_kws_honk", 45), ("res8_narrow_kws_honk", 19)])
+def test_res8_gives_the_outputs_of_its_reference(shared_data, name, width):
+    """Real weights; what an older form read is ignored by name."""
+    folder = shared_data / "weights" / name
+    loaded, reference = tl_jax.load_pretrained(folder), np.load(folder / "reference.npz")
+    outputs = loaded({"input_features": reference["input_mfcc"]})
+    np.testing.assert_allclose(outputs["logits"], reference["logits"], atol=1e-4)
+    assert outputs["pooler_output"].shape == (4, width)
+    assert all(re.match(r"bn\d.num_batches_tracked|scale\d.scale", tensor) for tensor in loaded.receipt.ignored)
+
+
+def test_silero_tells_speech_as_its_reference_does(shared_data):
+    """Real weights: 40 chunks in a row, the state carried from one to the next, padding behind them or not."""
+    folder = shared_data / "weights/silero_vad_16k"
+    loaded, reference = tl_jax.load_pretrained(folder), np.load(folder / "reference.npz")
+    chunks = reference["chunks"]
+    assert (chunks[1:, :64] == chunks[:-1, -64:]).all() and not chunks[0, :64].any()
+    samples = chunks[:, 64:].reshape(1, -1)
+    found = loaded({"input_values": samples})
+    np.testing.assert_allclose(found["speech_prob"][0], reference["speech_prob"], atol=1e-5)
+    padded = {"input_values": np.pad(samples, [(0, 0), (0, 700)])}
+    padded["attention_mask"] = np.pad(np.ones(samples.shape, np.int32), [(0, 0), (0, 700)])
+    again = loaded(padded)
+    np.testing.assert_allclose(again["speech_prob"][0, :40], reference["speech_prob"], atol=1e-5)
+    assert again["speech_prob"].shape == (1, 42)

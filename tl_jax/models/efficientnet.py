@@ -25,7 +25,7 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation, dropout
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("efficientnet", "tf_efficientnet")
 INPUTS = ("pixel_values",)
@@ -258,15 +258,12 @@ class Backbone(chain.Backbone):
         return conv.begin(batch, self.config.num_channels)
 
 
-_STATS = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-
-
 def _source(layers, excite: str, prefix: str = "") -> Source:
     """The key map from (convolution, norm, path) of every layer."""
     return Source(
         rules=(
             *(Rule(f"{name}.weight", f"{path}/conv/kernel", CONV) for name, _, path in layers),
-            *(Rule(f"{norm}.{a}", f"{path}/norm/{b}", SAME) for _, norm, path in layers for a, b in _STATS),
+            *batch_norms([(norm, f"{path}/norm") for _, norm, path in layers]),
             *(Rule(f"{excite}{part}.weight", f"blocks/{{b}}/excite/{part}/kernel", CONV) for part in _PARTS),
             *(Rule(f"{excite}{part}.bias", f"blocks/{{b}}/excite/{part}/bias", SAME) for part in _PARTS),
             Rule("classifier.weight", "head/kernel", LINEAR),

@@ -22,7 +22,18 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.weights.rules import (
+    CONV,
+    DEPTHWISE,
+    KERAS,
+    LINEAR,
+    SAME,
+    Rule,
+    Source,
+    batch_norms,
+    keras,
+    published_fields,
+)
 
 MODEL_TYPES = ("mobilenet_v1", "MobileNetV1")
 INPUTS = ("pixel_values",)
@@ -129,14 +140,6 @@ class Block(nnx.Module):
         return x_BHWC
 
 
-class Pool(nnx.Module):
-    """Mean over the image; a stage without parameters."""
-
-    def __call__(self, x_BHWD, context: Context):
-        """float[B, H, W, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
-        return conv.mean_pooled(x_BHWD)
-
-
 class Backbone(chain.Backbone):
     """Stages `stem`, `blocks/0` …, and `pool`."""
 
@@ -148,7 +151,7 @@ class Backbone(chain.Backbone):
             blocks.append(Block(config, width, config.width(channels), stride, rngs=rngs))
             width = config.width(channels)
         self.blocks = nnx.List(blocks)
-        self.pool = Pool()
+        self.pool = conv.Pool()
         self.chains = nnx.static({"": ("stem", *(f"blocks/{i}" for i in range(len(blocks))), "pool")})
         self.width = width
 
@@ -157,32 +160,13 @@ class Backbone(chain.Backbone):
         return conv.begin(batch, self.config.num_channels)
 
 
-# Keras has [height, width, channels, 1] for a depthwise kernel.
-_DEPTHWISE = Layout(
-    "HWC1 to HW1C",
-    lambda tensors: tuple(tensor.transpose(0, 1, 3, 2) for tensor in tensors),
-    lambda params: tuple(param.transpose(0, 1, 3, 2) for param in params),
-)
-_TORCH = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-_KERAS = (("gamma", "scale"), ("beta", "bias"), ("moving_mean", "mean"), ("moving_variance", "var"))
-
-
-def _torch(name: str, path: str) -> tuple[Rule, ...]:
-    stats = (Rule(f"{name}.normalization.{theirs}", f"{path}/norm/{ours}", SAME) for theirs, ours in _TORCH)
-    return (Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV), *stats)
-
-
-def _keras(name: str, kernel: str, layout: Layout, norm: str, path: str) -> tuple[Rule, ...]:
-    stats = (Rule(f"{norm}/{theirs}", f"{path}/norm/{ours}", SAME) for theirs, ours in _KERAS)
-    convs = (Rule(f"{name}/{kernel}", f"{path}/conv/kernel", layout), Rule(f"{name}/bias", f"{path}/conv/bias", SAME))
-    return (*convs, *stats)
-
-
+_LAYERS = (("mobilenet_v1.conv_stem", "stem/layer"), ("mobilenet_v1.layer.{n}", "blocks/{b}/layers/{i}"))
+_FIRST, _DEPTH, _POINT = "stem/layer", "blocks/{b}/layers/0", "blocks/{b}/layers/1"
 SOURCES = {
     "hf": Source(
         rules=(
-            *_torch("mobilenet_v1.conv_stem", "stem/layer"),
-            *_torch("mobilenet_v1.layer.{n}", "blocks/{b}/layers/{i}"),
+            *(Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV) for name, path in _LAYERS),
+            *batch_norms([(f"{name}.normalization", f"{path}/norm") for name, path in _LAYERS]),
             Rule("classifier.weight", "head/kernel", LINEAR),
             Rule("classifier.bias", "head/bias", SAME),
         ),
@@ -192,17 +176,12 @@ SOURCES = {
     ),
     "keras": Source(
         rules=(
-            *_keras("conv2d", "kernel", SAME, "batch_normalization", "stem/layer"),
-            *_keras(
-                "depthwise_conv2d{d}",
-                "depthwise_kernel",
-                _DEPTHWISE,
-                "batch_normalization_{u}",
-                "blocks/{b}/layers/0",
-            ),
-            *_keras("conv2d_{p}", "kernel", SAME, "batch_normalization_{v}", "blocks/{b}/layers/1"),
-            Rule("dense/kernel", "head/kernel", SAME),
-            Rule("dense/bias", "head/bias", SAME),
+            *keras([("conv2d", f"{_FIRST}/conv"), ("conv2d_{p}", f"{_POINT}/conv")]),
+            *keras([("depthwise_conv2d{d}", f"{_DEPTH}/conv")], "depthwise_kernel", DEPTHWISE),
+            *batch_norms([("batch_normalization", f"{_FIRST}/norm")], KERAS),
+            *batch_norms([("batch_normalization_{u}", f"{_DEPTH}/norm")], KERAS),
+            *batch_norms([("batch_normalization_{v}", f"{_POINT}/norm")], KERAS),
+            *keras([("dense", "head")]),
         ),
         optional=(r"dense/.*",),
     ),

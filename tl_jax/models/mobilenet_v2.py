@@ -21,7 +21,7 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("mobilenet_v2",)
 INPUTS = ("pixel_values",)
@@ -178,16 +178,11 @@ _LAYERS = (
     (f"{_BLOCK}.reduce_1x1", "blocks/{b}/project"),
     ("mobilenet_v2.conv_1x1", "pool/layer"),
 )
-_STATS = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
 SOURCES = {
     "hf": Source(
         rules=(
             *(Rule(f"{name}.convolution.weight", f"{path}/conv/kernel", CONV) for name, path in _LAYERS),
-            *(
-                Rule(f"{name}.normalization.{theirs}", f"{path}/norm/{ours}", SAME)
-                for name, path in _LAYERS
-                for theirs, ours in _STATS
-            ),
+            *batch_norms([(f"{name}.normalization", f"{path}/norm") for name, path in _LAYERS]),
             Rule("classifier.weight", "head/kernel", LINEAR),
             Rule("classifier.bias", "head/bias", SAME),
         ),

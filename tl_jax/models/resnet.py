@@ -26,7 +26,7 @@ from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("resnet", "CIFAR ResNet")
 INPUTS = ("pixel_values",)
@@ -182,14 +182,6 @@ class Block(nnx.Module):
         return activation(self.act)(y_BHWC + x_BHWC)
 
 
-class Pool(nnx.Module):
-    """Mean over the image; a stage without parameters."""
-
-    def __call__(self, x_BHWD, context: Context):
-        """float[B, H, W, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
-        return conv.mean_pooled(x_BHWD)
-
-
 class Backbone(chain.Backbone):
     """Stages `stem`, `blocks/0` … counted over all resolution levels, and `pool`."""
 
@@ -202,7 +194,7 @@ class Backbone(chain.Backbone):
             blocks.append(Block(config, width, config.hidden_sizes[level], 2 if halves else 1, rngs=rngs))
             width = config.hidden_sizes[level]
         self.blocks = nnx.List(blocks)
-        self.pool = Pool()
+        self.pool = conv.Pool()
         self.chains = nnx.static({"": ("stem", *(f"blocks/{i}" for i in range(len(blocks))), "pool")})
         self.width = width
 
@@ -211,12 +203,8 @@ class Backbone(chain.Backbone):
         return conv.begin(batch, self.config.num_channels)
 
 
-_STATS = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-
-
 def _conv_norm(conv_: str, norm: str, path: str) -> tuple[Rule, ...]:
-    stats = (Rule(f"{norm}.{theirs}", f"{path}/norm/{ours}", SAME) for theirs, ours in _STATS)
-    return (Rule(f"{conv_}.weight", f"{path}/conv/kernel", CONV), *stats)
+    return (Rule(f"{conv_}.weight", f"{path}/conv/kernel", CONV), *batch_norms([(norm, f"{path}/norm")]))
 
 
 def _head(name: str) -> tuple[Rule, ...]:

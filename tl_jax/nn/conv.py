@@ -7,7 +7,7 @@
 import jax
 from flax import nnx
 
-from tl_jax.core.chain import Carry
+from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn.norm import BatchNorm
 
@@ -17,8 +17,9 @@ class ConvNorm(nnx.Module):
 
     Args:
       inputs, outputs: channels; as many `groups` as both make a depthwise convolution.
-      size, stride: of the square kernel.
-      padding: as `nnx.Conv` takes it; None for half the kernel on every side.
+      size: of the kernel, (height, width) or the side of a square.
+      stride: along both.
+      padding: as `nnx.Conv` takes it; None for half the side on every side.
       momentum: of the running statistics, PyTorch's 1 - momentum.
     """
 
@@ -26,7 +27,7 @@ class ConvNorm(nnx.Module):
         self,
         inputs: int,
         outputs: int,
-        size: int,
+        size: int | tuple[int, int],
         stride: int = 1,
         *,
         groups: int = 1,
@@ -39,7 +40,7 @@ class ConvNorm(nnx.Module):
         self.conv = nnx.Conv(
             inputs,
             outputs,
-            (size, size),
+            (size, size) if isinstance(size, int) else size,
             strides=(stride, stride),
             padding=size // 2 if padding is None else padding,
             feature_group_count=groups,
@@ -71,3 +72,11 @@ def begin(batch, channels: int) -> Carry:
 def mean_pooled(x_BHWC: jax.Array) -> dict[str, jax.Array]:
     """Feature map float[B, H, W, C] -> `last_hidden_state`, the same, and `pooler_output` float[B, C], its mean."""
     return {"last_hidden_state": x_BHWC, "pooler_output": x_BHWC.mean(axis=(1, 2))}
+
+
+class Pool(nnx.Module):
+    """Mean over the image; a stage without parameters."""
+
+    def __call__(self, x_BHWD, context: Context):
+        """float[B, H, W, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
+        return mean_pooled(x_BHWD)

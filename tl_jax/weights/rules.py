@@ -93,6 +93,33 @@ def norms(names: Names) -> tuple[Rule, ...]:
     )
 
 
+TORCH = (".", ("weight", "bias", "running_mean", "running_var"))
+KERAS = ("/", ("gamma", "beta", "moving_mean", "moving_variance"))
+
+
+def batch_norms(names: Names, form: tuple[str, tuple[str, ...]] = TORCH) -> tuple[Rule, ...]:
+    """Rows for scale, bias and running statistics of every BatchNorm, given as (name in the file, path)."""
+    dot, leaves = form
+    pairs = tuple(zip(leaves, ("scale", "bias", "mean", "var")))
+    return tuple(Rule(f"{name}{dot}{theirs}", f"{path}/{ours}", SAME) for name, path in names for theirs, ours in pairs)
+
+
+# Keras has [height, width, channels, 1] for a depthwise kernel.
+DEPTHWISE = Layout(
+    "HWC1 to HW1C",
+    lambda tensors: tuple(tensor.transpose(0, 1, 3, 2) for tensor in tensors),
+    lambda params: tuple(param.transpose(0, 1, 3, 2) for param in params),
+)
+
+
+def keras(names: Names, kernel: str = "kernel", layout: Layout = SAME) -> tuple[Rule, ...]:
+    """Rows for kernel and bias of every layer of Keras, given as (name in the file, path)."""
+    return (
+        *(Rule(f"{name}/{kernel}", f"{path}/kernel", layout) for name, path in names),
+        *(Rule(f"{name}/bias", f"{path}/bias", SAME) for name, path in names),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The key map of one published layout.
