@@ -115,7 +115,7 @@ def test_image_size_of_the_user(name, tmp_path):
     [
         ({"do_flip_channel_order": True, **MEAN_STD}, "asks for do_flip_channel_order, which is not done here"),
         ({"image_processor_type": "LevitImageProcessor", **MEAN_STD}, "asks for LevitImageProcessor"),
-        ({"do_resize": True}, "without image_mean and image_std"),
+        ({"image_processor_type": None, **MEAN_STD}, "asks for no image_processor_type"),
         ({"size": {"longest_edge": 3}, **MEAN_STD}, "size .* is not known"),
         ({"resample": 9, **MEAN_STD}, "resample is 9"),
         ({"image_mean": [0.1, 0.2], "image_std": [1, 1]}, "2 channels, the network takes 3"),
@@ -124,7 +124,7 @@ def test_image_size_of_the_user(name, tmp_path):
 def test_what_is_not_done_is_refused(content, told, tmp_path):
     """A step left out would only show as lost accuracy."""
     with pytest.raises(UserError, match=told):
-        image_spec(save(tmp_path, **content), None, 224, 3)
+        image_spec(save(tmp_path, **{"image_processor_type": "ViTImageProcessor", **content}), None, 224, 3)
 
 
 def test_broken_file_is_named(tmp_path):

@@ -39,7 +39,10 @@ def record(seconds, seed=0):
         ("Wav2Vec2FeatureExtractor", {"do_normalize": False}, (0.2, 0.2)),
         ("WhisperFeatureExtractor", {"chunk_length": 2}, (1.23, 2.7)),
         ("WhisperFeatureExtractor", {"chunk_length": 1, "feature_size": 128}, (0.5, 1.0)),
+        ("WhisperFeatureExtractor", {}, (1.23, 30.4)),
+        ("WhisperFeatureExtractor", {"feature_size": 128}, (30.0,)),
         ("ASTFeatureExtractor", {"max_length": 100}, (0.7, 1.4)),
+        ("ASTFeatureExtractor", {}, (1.1,)),
         ("ASTFeatureExtractor", {"max_length": 40, "num_mel_bins": 64, "do_normalize": False}, (0.3, 0.4)),
     ],
 )
@@ -62,6 +65,38 @@ def test_arrays_are_those_of_transformers(transformers, tmp_path, name, options,
     for key, value in expected.items():
         # One of them takes Fourier transforms in float32.
         np.testing.assert_allclose(found[key], value, atol=1e-4)
+
+
+def test_a_waveform_without_mask_is_normalised_as_it_is_alone(transformers, tmp_path):
+    """The default extractor, which masks nothing: each sound of a batch is what transformers makes of it alone."""
+    extractor = transformers.Wav2Vec2FeatureExtractor()
+    extractor.save_pretrained(tmp_path)
+    transform = SoundTransform(sounds.sound_spec(tmp_path), max_length=10_000_000)
+    records = [record(0.5), record(0.31, seed=1)]
+    batch = transform.collate([transform(one) for one in records])
+    assert set(batch) == {"input_values"}
+    for found, one in zip(batch["input_values"], records):
+        alone = extractor(one["sound"], sampling_rate=16_000, return_tensors="np")["input_values"][0]
+        np.testing.assert_allclose(found[: len(alone)], alone, atol=1e-6)  # float32 sums in one order
+        np.testing.assert_array_equal(found[len(alone) :], 0)
+
+
+def test_the_file_may_name_no_extractor_or_hold_a_whole_processor(transformers, tmp_path):
+    """Older files leave the extractor to the model type; transformers 5 saves it as a part of the processor."""
+    extractor = transformers.WhisperFeatureExtractor(feature_size=128, chunk_length=7)
+    extractor.save_pretrained(tmp_path)
+    expected, file = sounds.sound_spec(tmp_path), tmp_path / "preprocessor_config.json"
+    fields = json.loads(file.read_text())
+    del fields["feature_extractor_type"]
+    file.write_text(json.dumps(fields))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper"}))
+    assert sounds.sound_spec(tmp_path) == expected and expected.mels == 128
+    file.unlink()
+    with pytest.raises(UserError, match="preprocessor_config.json: not found"):
+        sounds.sound_spec(tmp_path)
+    transformers.WhisperProcessor(extractor, transformers.WhisperTokenizer()).save_pretrained(tmp_path)
+    assert not file.exists()
+    assert sounds.sound_spec(tmp_path) == expected
 
 
 def test_waveforms_are_cut_and_padded_to_the_asked_length():

@@ -53,6 +53,8 @@ class ImageTransform:
         if rng is not None:
             for change in self._augment:
                 image_HWC = change(image_HWC, rng)
+        if spec.bgr:
+            image_HWC = image_HWC[:, :, ::-1]
         values_HWC = image_HWC.reshape(spec.height, -1).astype(np.float32)
         values_HWC *= np.float32(spec.scale)
         values_HWC -= self._mean_WC

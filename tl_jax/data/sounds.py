@@ -13,7 +13,6 @@ the mel bands last. Knows samples, not models.
 # T samples or frames, F frequencies, M mel bands
 
 import functools
-import json
 import pathlib
 from dataclasses import dataclass
 from typing import Literal
@@ -22,11 +21,20 @@ import numpy as np
 
 from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.data.examples import Examples
+from tl_jax.data.published import processor, read_json
 
 _KINDS = {
     "Wav2Vec2FeatureExtractor": "waveform",
     "WhisperFeatureExtractor": "log_mel",
     "ASTFeatureExtractor": "filterbank",
+}
+# Which of them a file means that names none.
+_OF_MODEL = {
+    "wav2vec2": "Wav2Vec2FeatureExtractor",
+    "hubert": "Wav2Vec2FeatureExtractor",
+    "wavlm": "Wav2Vec2FeatureExtractor",
+    "whisper": "WhisperFeatureExtractor",
+    "audio-spectrogram-transformer": "ASTFeatureExtractor",
 }
 _WINDOW, _HOP = 400, 160  # samples of 1/16000 s, as all three have it
 
@@ -54,26 +62,23 @@ class SoundSpec:
 
 
 def sound_spec(checkpoint: pathlib.Path) -> SoundSpec:
-    """What the folder's `preprocessor_config.json` asks for.
+    """What the checkpoint's files ask for; the model type in `config.json` decides where they name no extractor.
 
     Raises:
       UserError: no such file, another feature extractor, another window or rate than is built.
     """
-    path = checkpoint / "preprocessor_config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(str(path), "not found", "fetch the checkpoint with its preprocessor file") from error
-    except ValueError as error:
-        raise UserError(str(path), f"is not JSON ({error})", "fetch the checkpoint again") from error
-    name = str(fields.get("feature_extractor_type"))
+    fields, where = processor(checkpoint, "feature_extractor")
+    if not fields:
+        raise UserError(where, "not found", "fetch the checkpoint with its preprocessor file")
+    model_type = read_json(checkpoint, "config.json").get("model_type")
+    name = str(fields.get("feature_extractor_type") or _OF_MODEL.get(model_type))
     if name not in _KINDS:
-        raise UserError(str(path), f"feature extractor {name!r} is not built{did_you_mean(name, _KINDS)}")
+        raise UserError(where, f"feature extractor {name!r} is not built{did_you_mean(name, _KINDS)}")
     kind, rate = _KINDS[name], fields.get("sampling_rate", 16_000)
-    allowed = {"n_fft": _WINDOW, "hop_length": _HOP, "dither": 0.0, "padding_value": 0.0}
+    allowed = {"n_fft": _WINDOW, "hop_length": _HOP, "dither": 0.0, "padding_value": 0.0, "padding_side": "right"}
     wrong = [f"{name} {fields[name]}" for name, value in allowed.items() if fields.get(name, value) != value]
     if wrong or (rate != 16_000 and kind != "waveform"):
-        raise UserError(str(path), f"asks for {', '.join(wrong) or f'{rate} samples a second'}, which is not built")
+        raise UserError(where, f"asks for {', '.join(wrong) or f'{rate} samples a second'}, which is not built")
     if kind == "waveform":
         masked = fields.get("return_attention_mask", False)
         return SoundSpec(kind, rate, fields.get("do_normalize", True), masked)
@@ -93,6 +98,9 @@ def sound_spec(checkpoint: pathlib.Path) -> SoundSpec:
 
 class SoundTransform:
     """Records with a sound -> float32 arrays.
+
+    A waveform is normalised by itself, before it is padded. Where nothing is masked, transformers counts the zeros of
+    the padding in, so that a sound's values there depend on its neighbours; these are those of the sound alone.
 
     Args:
       spec: what to do.

@@ -5,16 +5,16 @@
     transform = TextTransform(checkpoint, max_length=128, inputs=("input_ids", "attention_mask"))
     batch = transform.collate([transform({"text": "hello world"})], length=32)
 
-Ids equal those of transformers; padding is on the right and masked. Knows `tokenizer.json`, not models.
+Ids equal those of transformers; padding is on the right and masked. Knows tokenizers, not models.
 """
 
-import json
 import pathlib
 
 import numpy as np
 
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data.examples import Examples
+from tl_jax.data.vocabulary import read_tokenizer
 
 # Enough to keep all cores busy, few enough that the encodings in flight stay small.
 _CHUNK = 2048
@@ -25,38 +25,27 @@ class TextTransform:
     """Records with a text -> int32 ids.
 
     Args:
-      checkpoint: the folder with `tokenizer.json`.
+      checkpoint: the folder with the tokenizer's files; see `read_tokenizer`.
       max_length: tokens at most, special ones included; longer texts are cut there. The truncation and padding that
         the file itself sets are not used.
       inputs: what the network takes; of it `input_ids`, `attention_mask` and `token_type_ids` are made here.
       vocab_size: rows of the embedding; an id beyond them is an error. None leaves ids unchecked.
 
     Raises:
-      UserError: no `tokenizer.json`, or one that cannot be read.
+      UserError: no tokenizer, or one that cannot be read.
     """
 
     def __init__(
         self, checkpoint: pathlib.Path, max_length: int, inputs: tuple[str, ...], vocab_size: int | None = None
     ):
-        import tokenizers
-
-        file = checkpoint / "tokenizer.json"
-        if not file.is_file():
-            raise UserError(
-                str(file), "not found", "save the tokenizer with transformers (save_pretrained writes the file)"
-            )
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        # The Rust side raises a bare Exception.
-        except Exception as error:
-            raise UserError(str(file), f"is not a tokenizer ({error})", "fetch the checkpoint again") from error
-        pad = _pad_id(self._tokenizer, checkpoint)
+        self._tokenizer = read_tokenizer(checkpoint)
+        pad = self._tokenizer.padding["pad_id"] if self._tokenizer.padding else 0
         # Masked positions may hold any id that has an embedding.
         self._pad = pad if vocab_size is None or pad < vocab_size else 0
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
         self._max_length = max_length
-        self._file, self._vocab_size = str(file), vocab_size
+        self._where, self._vocab_size = f"the tokenizer of {checkpoint}", vocab_size
         self._inputs = tuple(name for name in inputs if name in _MADE)
         self._known: dict[str, dict[str, np.ndarray]] = {}
 
@@ -159,10 +148,10 @@ class TextTransform:
     def _arrays(self, encoding) -> dict[str, np.ndarray]:
         ids = np.array(encoding.ids, np.int32)
         if not len(ids):
-            raise UserError(self._file, "makes no token of a text", "remove texts of invisible characters only")
+            raise UserError(self._where, "makes no token of a text", "remove texts of invisible characters only")
         if self._vocab_size is not None and ids.max() >= self._vocab_size:
             raise UserError(
-                self._file,
+                self._where,
                 f"gives id {ids.max()} ({self._tokenizer.id_to_token(int(ids.max()))!r}), the network has "
                 f"{self._vocab_size} embeddings",
                 "use the tokenizer that belongs to the checkpoint",
@@ -181,20 +170,3 @@ def _wrong(text: str) -> str:
     except UnicodeEncodeError as error:
         return f"is not Unicode: a lone surrogate at character {error.start}"
     return ""
-
-
-def _pad_id(tokenizer, checkpoint: pathlib.Path) -> int:
-    """The published padding id; 0 where there is none, as padding is masked."""
-    if tokenizer.padding is not None:
-        return tokenizer.padding["pad_id"]
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (checkpoint / name).is_file():
-            try:
-                token = json.loads((checkpoint / name).read_text(encoding="utf-8")).get("pad_token")
-            except (ValueError, AttributeError) as error:
-                raise UserError(str(checkpoint / name), "holds no JSON object", "fetch the checkpoint again") from error
-            token = token.get("content") if isinstance(token, dict) else token
-            pad = tokenizer.token_to_id(token) if isinstance(token, str) else None
-            if pad is not None:
-                return pad
-    return 0
