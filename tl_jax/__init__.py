@@ -19,9 +19,10 @@ _HOMES = {
     "run": "tl_jax.runs",
     "load_run": "tl_jax.runs",
     "make_step": "tl_jax.train.embed",
+    "zero_shot": "tl_jax.prompts",
     "UserError": "tl_jax.core.errors",
 }
-__all__ = ["Pretrained", "UserError", "build", "config", "load_pretrained", "load_run", "make_step", "run"]
+__all__ = ["Pretrained", "UserError", "build", "config", "load_pretrained", "load_run", "make_step", "run", "zero_shot"]
 
 
 def __getattr__(name: str):

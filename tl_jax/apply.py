@@ -95,9 +95,11 @@ def export(workdir: str, target: str) -> str:
     pretrained = load_run(workdir)
     heads = pretrained.heads()
     if not heads:
+        ours = pretrained.config["tl_jax"]
+        options = ", ".join(f"{name}={value}" for name, value in ours["options"].items())
         raise UserError(
             "export",
-            f"no class of transformers has such a head ({pretrained.config['tl_jax']})",
+            f"no class of transformers has the head {ours['task']} with {options}",
             "train with another task.options.pool, or keep to load_run, which reads every run",
         )
     pretrained.save(target)

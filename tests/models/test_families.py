@@ -43,20 +43,26 @@ def heads(family: str) -> list[str]:
     return [name for name in names if name.isidentifier() and not name.islower()]
 
 
+def classes(family: str) -> list[str]:
+    """Published classes to compare with: those with a head first, then others, the bare one last."""
+    return [*heads(family), *getattr(tiny(family), "OTHERS", ()), tiny(family).MODEL]
+
+
 def cases() -> list:
-    """The bare class, whose names lack the prefix, on the last config; every head on the others."""
+    """The bare class, whose names lack the prefix, on the last config; every other one on the others."""
     chosen = []
     for family in FAMILIES:
         configs = tiny(family).CONFIGS
         with_head = configs[:-1] or configs
-        chosen += [(family, name, number, fields) for number, fields in enumerate(with_head) for name in heads(family)]
-        chosen.append((family, tiny(family).MODEL, len(configs) - 1, configs[-1]))
+        *others, bare = classes(family)
+        chosen += [(family, name, number, fields) for number, fields in enumerate(with_head) for name in others]
+        chosen.append((family, bare, len(configs) - 1, configs[-1]))
     return [pytest.param((family, name, fields), id=f"{name}-{number}") for family, name, number, fields in chosen]
 
 
 CASES = cases()
-# Compiling a gradient is what takes long here: one for each family, with its head.
-ONE_EACH = [case for case in CASES if case.id in [f"{heads(family)[0]}-0" for family in FAMILIES]]
+# Compiling a gradient is what takes long here: one for each family, with its head if there is one.
+ONE_EACH = [case for case in CASES if case.id in [f"{classes(family)[0]}-0" for family in FAMILIES]]
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +291,8 @@ def test_swapped_rows_change_the_outputs(case):
 def test_full_size_has_the_parameters_of_transformers(family, hf, tmp_path):
     """BERT-base, ViT-B/16, ResNet-50: tensor for tensor the same sizes, without allocating any."""
     torch, transformers = hf
-    cls = getattr(transformers, heads(family)[0])
-    config = cls.config_class()
+    cls = getattr(transformers, classes(family)[0])
+    config = cls.config_class(**getattr(tiny(family), "FULL", {}))
     with torch.device("meta"):
         model = cls(config)
     kept = [b for name, b in model.named_buffers() if "running" in name]
@@ -296,8 +302,10 @@ def test_full_size_has_the_parameters_of_transformers(family, hf, tmp_path):
 
     published_fields = {**json.loads(config.to_json_string()), "architectures": [cls.__name__]}
     checkpoint = pretrained.from_config(published_fields)
-    task, _ = pretrained.published_head(checkpoint)
-    model = pretrained.abstract(checkpoint.for_pool(task.pool), pretrained.adder(task))
+    head = pretrained.published_head(checkpoint)
+    if head is not None:
+        checkpoint = checkpoint.for_pool(head[0].pool)
+    model = pretrained.abstract(checkpoint, None if head is None else pretrained.adder(head[0]))
     _, params = chain.split(model)
     source, found = next(iter(checkpoint.family.SOURCES.values())), []
     for rule in (rule for row in source.rules for rule in row.expand(checkpoint.config.indices())):

@@ -16,6 +16,7 @@ from tl_jax.core.errors import UserError
 
 _CONVNEXT = {"num_classes": 3, "depths": [1, 2, 1, 1], "dims": [8, 12, 16, 20]}
 _RESNET = {"num_classes": 3, "channels": [8, 12, 16, 20]}
+_VIT = {"num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 12, "patch_size": 4}
 NETWORKS = {
     "convnext": {
         "architecture": "convnext_tiny",
@@ -23,6 +24,10 @@ NETWORKS = {
         "image_size": 65,
     },
     "convnextv2": {"architecture": "convnextv2_tiny", "model_args": _CONVNEXT, "image_size": 65},
+    "convnext_conv_mlp": {"architecture": "convnext_atto", "model_args": _CONVNEXT, "image_size": 65},
+    "convnextv2_conv_mlp": {"architecture": "convnextv2_nano", "model_args": _CONVNEXT, "image_size": 65},
+    "deit": {"architecture": "deit_tiny_patch16_224", "model_args": _VIT, "image_size": 12},
+    "deit_distilled": {"architecture": "deit_tiny_distilled_patch16_224", "model_args": _VIT, "image_size": 12},
     "efficientnet": {"architecture": "efficientnet_b0", "model_args": {"num_classes": 3, "in_chans": 1}, "gain": 1.4},
     "efficientnet_tf": {
         "architecture": "tf_efficientnet_b0",
@@ -35,6 +40,22 @@ NETWORKS = {
         "model_args": _RESNET | {"layers": [1, 2, 1, 1], "in_chans": 1},
     },
     "resnet_bottleneck": {"architecture": "resnet50", "model_args": _RESNET | {"layers": [1, 2, 1, 1]}},
+    "vit": {"architecture": "vit_tiny_patch16_224", "model_args": _VIT, "image_size": 12},
+    "vit_grey": {
+        "architecture": "vit_base_patch32_384",
+        "model_args": _VIT | {"in_chans": 1, "qkv_bias": False, "mlp_ratio": 2.0},
+        "image_size": 12,
+    },
+    "vit_mean": {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": _VIT | {"global_pool": "avg", "fc_norm": False},
+        "image_size": 12,
+    },
+    "vit_norm_behind_mean": {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": _VIT | {"global_pool": "avg"},
+        "image_size": 12,
+    },
 }
 
 
@@ -75,7 +96,7 @@ def test_timm_loads_what_we_save(folder, tmp_path):
 @pytest.mark.parametrize(
     ("published", "message"),
     [
-        ({"architecture": "convnext_atto"}, "'convnext_atto' is not built"),
+        ({"architecture": "convnext_atto_ols"}, "'convnext_atto_ols' is not built; did you mean 'convnext_atto'"),
         ({"architecture": "convnext_tiny", "model_args": {"head_norm_first": True}}, "head_norm_first is True"),
         ({"architecture": "efficientnetv2_s"}, "'efficientnetv2_s' is not built"),
         ({"architecture": "efficientnet_b0", "model_args": {"pad_type": "valid"}}, "pad_type is 'valid'"),

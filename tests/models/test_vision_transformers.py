@@ -2,11 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision transformers where they differ from other families: other sizes, `timm`, towers and heads, refusals."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +14,9 @@ import tl_jax
 from tl_jax import pretrained
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
-from tl_jax.models import clip
+from tl_jax.models import clip, deit
 from tl_jax.nn.residual import drop_path
+from tl_jax.tasks import classification
 
 
 def published(folder, name, **fields):
@@ -99,44 +95,14 @@ def test_vit_takes_other_channels_and_patches(tmp_path):
         load_resized(tmp_path, intermediate_size=20)
 
 
-SMALL = {"num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 12, "patch_size": 4}
-TIMM = {
-    "vit": {"architecture": "vit_tiny_patch16_224", "model_args": SMALL, "image_size": 12},
-    "grey": {
-        "architecture": "vit_base_patch32_384",
-        "model_args": SMALL | {"in_chans": 1, "qkv_bias": False, "mlp_ratio": 2.0},
-        "image_size": 12,
-    },
-    "deit": {"architecture": "deit_tiny_patch16_224", "model_args": SMALL, "image_size": 12},
-}
-
-
-def test_vit_is_read_and_written_as_timm_publishes_it(tmp_path):
-    """The logits of `timm`, and its strict loading of what we save."""
-
-    def run(*arguments):
-        program = pathlib.Path(__file__).with_name("timm_reference.py")
-        done = subprocess.run([sys.executable, program, *map(str, arguments)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    run("make", tmp_path / "theirs", json.dumps(TIMM))
-    for name in TIMM:
-        loaded = tl_jax.load_pretrained(tmp_path / "theirs" / name)
-        expected = np.load(tmp_path / "theirs" / name / "reference.npz")
-        found = loaded({"pixel_values": expected["pixel_values"]})
-        # Float32 sums of a few dozen terms in another order.
-        np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-4, rtol=1e-4)
-        np.testing.assert_allclose(found["last_hidden_state"], expected["features"], atol=1e-4, rtol=1e-4)
-        loaded.save(tmp_path / "ours" / name)
-    run("check", tmp_path / "theirs", tmp_path / "ours")
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"architecture": "vit_base_patch16_clip_224"}, "'vit_base_patch16_clip_224' is not built"),
         ({"architecture": "vit_base_patch16_224", "model_args": {"init_values": 0.1}}, "model_args.init_values is 0.1"),
-        ({"architecture": "vit_base_patch16_224", "global_pool": "avg"}, "global_pool is 'avg', only 'token'"),
+        ({"architecture": "vit_base_patch16_224", "global_pool": "map"}, "global_pool is 'map', only 'token' "),
+        ({"architecture": "deit3_base_patch16_224"}, "'deit3_base_patch16_224' is not built; .* deit_SIZE_distilled"),
+        ({"architecture": "vit_base_distilled_patch16_224"}, "is not built; there are vit_SIZE_patch16_224"),
         ({"model_type": "swin", "use_absolute_embeddings": True}, "use_absolute_embeddings is True"),
         ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head is False"),
         ({"model_type": "swin", "depths": [2, 2]}, "must be of one length"),
@@ -148,16 +114,22 @@ def test_what_is_not_built_is_refused(fields, message):
         pretrained.from_config(fields)
 
 
-def test_deit_with_a_teacher_takes_a_new_head_only(tmp_path):
-    """Its two heads are no single linear layer: they are ignored, and the missing head is named."""
+def test_deit_with_a_teacher_takes_a_new_head(tmp_path):
+    """One over the class token; the two published ones are ignored by name."""
     published(tmp_path, "DeiTForImageClassificationWithTeacher", **tiny.CONFIGS[0])
-    with pytest.raises(UserError, match=r"head/kernel.*model.fresh=\('head/.\*',\)"):
-        tl_jax.load_pretrained(tmp_path)
     checkpoint = pretrained.open_checkpoint(str(tmp_path)).for_pool("cls")
-    task, _ = pretrained.published_head(checkpoint)
+    task = classification.Task(classification.Config(pool="cls"), ("ant", "bee"), deit.POOLS)
     model = pretrained.abstract(checkpoint, pretrained.adder(task))
     loaded = pretrained.load(checkpoint, model, pretrained.adder(task), fresh=("head/.*",))
     assert len(loaded.receipt.ignored) == 4 and set(loaded.receipt.fresh) == {"head/kernel", "head/bias"}
+
+
+def test_a_head_over_tokens_that_are_never_normalised_is_refused():
+    """Where `timm` has the last norm behind the mean, the class token's feature has no scale to learn from."""
+    checkpoint = pretrained.from_config({"architecture": "vit_base_patch16_224", "global_pool": "avg"})
+    assert checkpoint.for_pool("pooler").config.pooler
+    with pytest.raises(UserError, match="task.options.pool: is 'cls', but the last norm.*pool=pooler"):
+        checkpoint.for_pool("cls")
 
 
 def test_dinov2_without_a_head_has_the_class_token_as_pooled(tmp_path):
@@ -214,6 +186,25 @@ def test_a_head_on_two_towers_reads_the_image_tower_alone(family, name, tmp_path
     assert loaded.receipt.ignored and all(name.startswith(others) for name in loaded.receipt.ignored)
     with pytest.raises(UserError, match="has no input_ids"):
         tl_jax.load_pretrained(tmp_path / "both")({"pixel_values": pixels})
+
+
+def test_clips_image_tower_may_have_its_projection(tmp_path):
+    """Not of length 1, as `transformers` gives it; a task's head reads the tower without it."""
+    torch, reference = published(tmp_path, "CLIPVisionModelWithProjection", **tiny_clip.CONFIGS[0]["vision_config"])
+    pixels = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    loaded = tl_jax.load_pretrained(tmp_path)
+    found = loaded({"pixel_values": pixels})
+    for output in ("last_hidden_state", "image_embeds"):
+        np.testing.assert_allclose(found[output], expected[output], atol=1e-5)
+    loaded.save(tmp_path / "saved")
+    _, info = type(reference).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    checkpoint = pretrained.open_checkpoint(str(tmp_path)).for_pool("pooler")
+    headless = pretrained.load(checkpoint, pretrained.abstract(checkpoint))
+    assert loaded.params.keys() - headless.params.keys() == {"pool/projection/kernel"}
+    assert headless.receipt.ignored == ("visual_projection.weight",)
 
 
 def test_texts_end_where_clip_says():

@@ -3,7 +3,9 @@
 """One module a family: the class of `transformers` to compare with, and configs that take every branch of it.
 
 MODEL       name of the bare class; None where `transformers` has none, and the family has tests of its own
+OTHERS      further classes without a head, compared as those with one are; without it none
 CONFIGS     fields of small configs; the last is compared bare, the others (or the only one) with every head
+FULL        fields of the network whose full size is compared; without it the published defaults
 GAIN        of the drawn kernels, where a deep network without residual sums would lose its input; without it 1
 batch       (config, rng) -> inputs by name, NumPy, channels last; without it texts or images by the config's fields
 expected    (model, inputs) -> outputs by our names, torch tensors, channels last; without it `outputs` here
@@ -36,7 +38,7 @@ def outputs(model, inputs):
         result = model(**inputs)
         hook.remove()
         found = kept[0]
-        headed = {name: result[name] for name in ("logits", "start_logits", "end_logits") if name in result}
+        headed = {name: value for name, value in result.items() if name.endswith("logits")}
     if type(model).__name__.endswith("ForCTC"):
         # Frames of padding are certain of the blank here.
         counts = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(dim=1))

@@ -22,4 +22,6 @@ CONFIGS = [
     _NET | {"depthwise_padding": [1]},
     _NET | {"num_channels": 2, "hidden_act": "relu", "squeeze_expansion_ratio": 0.5},
 ]
+# B2, which has every rounding of channels and depths that B7 has and 23 blocks instead of its 55.
+FULL = {"width_coefficient": 1.1, "depth_coefficient": 1.2, "hidden_dim": 1408}
 GAIN = 1.5

@@ -3,6 +3,8 @@
 """Dtypes, shards and meshes: what goes in comes out again, on the devices and in the files."""
 
 import json
+import warnings
+import weakref
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -15,6 +17,7 @@ from tl_jax import config
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
 from tl_jax.parallel import mesh as meshes
+from tl_jax.weights import save as saving
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -96,15 +99,31 @@ def test_ignored_tensors_are_kept(publish, tensors, tmp_path):
     )
 
 
-def test_shards_are_written_as_they_were(publish, tensors, tmp_path):
-    """The same tensors in the same files, and an index that loads again."""
-    folder = publish()
+def split(folder, tensors) -> dict[str, str]:
+    """Two shards and their index instead of the one file; which tensor is where."""
     (folder / "model.safetensors").unlink()
     names = {name: f"model-0000{1 + (i > 9)}-of-00002.safetensors" for i, name in enumerate(tensors)}
     for file in set(names.values()):
         part = {name: tensors[name] for name in tensors if names[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return names
+
+
+def test_shards_load_as_one_file_does(publish, tensors):
+    """All parameters, from two files."""
+    whole, parts = publish(name="whole"), publish(name="parts")
+    split(parts, tensors)
+    expected, found = tl_jax.load_pretrained(whole).params, tl_jax.load_pretrained(parts).params
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+
+
+def test_shards_are_written_as_they_were(publish, tensors, tmp_path):
+    """The same tensors in the same files, and an index that loads again."""
+    folder = publish()
+    names = split(folder, tensors)
     loaded = tl_jax.load_pretrained(folder)
     change(loaded, "head/bias", 1.0)
     loaded.save(tmp_path / "saved")
@@ -161,3 +180,84 @@ def test_a_device_of_a_mesh_holds_its_part_only(publish, tensors, tmp_path):
     assert saved(many, tmp_path / "saved").keys() == tensors.keys()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in many.params.values())
     assert held < 0.45 * sum(leaf.nbytes for leaf in many.params.values())
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The size of a file: three matrices of 64 x 64 float32 and a little."""
+    monkeypatch.setattr(saving, "MAX_BYTES", 50_000)
+    return saving.MAX_BYTES
+
+
+def test_large_tensors_are_split_over_files_as_transformers_reads_them(publish, tensors, tmp_path, small):
+    """In the order of the one file: none above the limit but a tensor larger than that; bytes as published."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import BertForSequenceClassification
+    tl_jax.load_pretrained(publish()).save(tmp_path / "saved")
+
+    files = sorted((tmp_path / "saved").glob("*.safetensors"))
+    parts = [load_file(file) for file in files]
+    count = len(files)
+    assert count > 2
+    assert [file.name for file in files] == [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for part in parts:
+        assert sum(value.nbytes for value in part.values()) <= small or len(part) == 1
+    assert [name for part in parts for name in sorted(part)] == sorted(tensors)
+    for name, value in (pair for part in parts for pair in part.items()):
+        assert value.tobytes() == tensors[name].tobytes()
+
+    model, info = BertForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs = model.state_dict()
+    assert all((theirs[name].numpy() == value).all() for name, value in tensors.items())
+    ours = tl_jax.load_pretrained(tmp_path / "saved").params
+    np.testing.assert_array_equal(ours["pooler/kernel"], tensors["bert.pooler.dense.weight"].T)
+
+
+def test_files_of_a_base_in_several_stay_whatever_their_size(publish, tensors, tmp_path, small):
+    """Who published them chose them."""
+    folder = publish()
+    split(folder, tensors)
+    tl_jax.load_pretrained(folder).save(tmp_path / "saved")
+    for file in folder.glob("*.safetensors"):
+        assert (tmp_path / "saved" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_one_file_at_a_time_is_in_memory(publish, tmp_path, small, monkeypatch):
+    """When one is written, the tensors of those before are gone."""
+    alive, save_file = [], saving.save_file
+
+    def watched(part, *args, **kwargs):
+        assert not any(ref() is not None for ref in alive)
+        alive.extend(weakref.ref(value) for value in part.values())
+        save_file(part, *args, **kwargs)
+
+    loaded = tl_jax.load_pretrained(publish())
+    monkeypatch.setattr(saving, "save_file", watched)
+    loaded.save(tmp_path / "saved")
+    assert len(alive) > 20
+
+
+def test_a_full_disk_leaves_nothing(publish, tmp_path, small, monkeypatch):
+    """It is told in one line; what was written before is gone, and so is the folder."""
+    save_file = saving.save_file
+
+    def full(part, file, **kwargs):
+        if file.name == "2.part":
+            raise OSError("No space left on device")
+        save_file(part, file, **kwargs)
+
+    loaded = tl_jax.load_pretrained(publish())
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(UserError, match="saved: could not be written .No space left"):
+        loaded.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_file_is_no_folder_to_save_in(publish, tmp_path):
+    """And is left alone."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        tl_jax.load_pretrained(publish()).save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -111,7 +111,8 @@ def test_loading_resizes_what_was_asked_for_and_says_so(publish, tensors):
     files = WeightFiles(folder)
     source, indices = bert.SOURCES["hf"], bert.Config(num_hidden_layers=1).indices()
     params = {}
-    for rule in (rule for row in source.rules for rule in row.expand(indices)):
+    rules = (rule for row in source.rules for rule in row.expand(indices))
+    for rule in (rule for rule in rules if rule.tensors[0] in tensors):
         params[rule.params[0]] = rule.layout.load((tensors[rule.tensors[0]],))[0]
     wanted = {**params, "stem/position/embedding": np.zeros((24, 64), np.float32)}
     row = ("stem/position/embedding", "line", ("max_position_embeddings",))

@@ -6,8 +6,8 @@
     outputs = Backbone(config, rngs=nnx.Rngs(0))({"pixel_values": images, "input_ids": ids})
     outputs["logits_per_image"]                       # float[images, texts]
 
-Checked against `transformers`' CLIPModel, CLIPVisionModel and CLIPForImageClassification. A task's head reads the
-image tower; the text tower is left out then.
+Checked against `transformers`' CLIPModel, CLIPVisionModel (with its projection too) and CLIPForImageClassification. A
+task's head reads the image tower; the text tower is left out then. The text tower alone is the family `clip_text`.
 """
 
 # B batch, H height, W width in pixels, C channels, T tokens, D width, P width of the common space
@@ -24,7 +24,7 @@ from tl_jax.nn import towers
 from tl_jax.nn.functions import activation
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("clip", "clip_vision_model")
 INPUTS = ("pixel_values", "input_ids", "attention_mask")
@@ -72,6 +72,7 @@ class Config:
 
     Attributes:
       joint: both towers are built; else the image tower alone.
+      projected: the image tower alone has a feature in the common space.
       projection_dim: of the common space.
       patch_mean: the pooled feature is the mean over patches, as the published classifier has it, instead of the
         normalised class token.
@@ -80,6 +81,7 @@ class Config:
     vision: Vision = Vision()
     text: Text = Text()
     joint: bool = True
+    projected: bool = False
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     patch_mean: bool = False
@@ -92,9 +94,15 @@ class Config:
         text = published_fields(Text, data.get("text_config") or {})
         activation(vision.hidden_act), activation(text.hidden_act)
         config = published_fields(cls, {name: data[name] for name in _OWN if name in data})
-        classifier = "CLIPForImageClassification" in (data.get("architectures") or ())
+        named = data.get("architectures") or ()
+        classifier = "CLIPForImageClassification" in named
         return dataclasses.replace(
-            config, vision=vision, text=text, joint=not alone and not classifier, patch_mean=classifier
+            config,
+            vision=vision,
+            text=text,
+            joint=not alone and not classifier,
+            projected="CLIPVisionModelWithProjection" in named,
+            patch_mean=classifier,
         )
 
     @property
@@ -114,7 +122,7 @@ class Config:
 
     def without(self, pool: str) -> "Config":
         """The image tower alone where a head reads it."""
-        return dataclasses.replace(self, joint=False) if pool else self
+        return dataclasses.replace(self, joint=False, projected=False) if pool else self
 
 
 _OWN = ("projection_dim", "logit_scale_init_value")
@@ -137,35 +145,37 @@ class ImageEmbeddings(nnx.Module):
 
 
 class ImagePool(nnx.Module):
-    """The image's feature and, in the common space, its direction."""
+    """The image's feature, and its projection into the common space."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width = config.vision.hidden_size
         self.norm = LayerNorm(width, epsilon=config.vision.layer_norm_eps, rngs=rngs)
-        self.projection = _projection(width, config, rngs) if config.joint else None
+        built = config.joint or config.projected
+        self.projection = _projection(width, config.projection_dim, rngs) if built else None
         self.patch_mean = config.patch_mean
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> `last_hidden_state`, the same; `pooler_output` float[B, D]; `image_embeds` float[B, P]."""
         pooled_BD = x_BTD[:, 1:].mean(axis=1) if self.patch_mean else self.norm(x_BTD[:, 0])
         outputs = {"last_hidden_state": x_BTD, "pooler_output": pooled_BD}
-        return (
-            outputs if self.projection is None else {**outputs, "image_embeds": towers.unit(self.projection(pooled_BD))}
-        )
+        return outputs if self.projection is None else {**outputs, "image_embeds": self.projection(pooled_BD)}
 
 
 class TextPool(nnx.Module):
-    """The direction of the end's feature in the common space."""
+    """The feature of the text's end, and its projection into the common space; none where `projection_dim` is None."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width = config.text.hidden_size
-        self.norm = LayerNorm(width, epsilon=config.text.layer_norm_eps, rngs=rngs)
-        self.projection = _projection(width, config, rngs)
+    def __init__(self, config: Text, projection_dim: int | None, *, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.norm = LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
+        self.projection = None if projection_dim is None else _projection(width, projection_dim, rngs)
 
     def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> float[B, P]; `end` int[B] of the batch says which token."""
+        """float[B, T, D] -> `last_hidden_state`, normalised; `pooler_output` float[B, D]; `text_embeds` float[B, P];
+        `end` int[B] of the batch says which token ends each text."""
+        x_BTD = self.norm(x_BTD)
         end_BD = jnp.take_along_axis(x_BTD, context.batch["end"][:, None, None], axis=1)[:, 0]
-        return towers.unit(self.projection(self.norm(end_BD)))
+        outputs = {"last_hidden_state": x_BTD, "pooler_output": end_BD}
+        return outputs if self.projection is None else {**outputs, "text_embeds": self.projection(end_BD)}
 
 
 class TextTower(nnx.Module):
@@ -174,20 +184,7 @@ class TextTower(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.stem = towers.TextEmbeddings(config.text, rngs=rngs)
         self.blocks = towers.blocks(config.text, causal=True, rngs=rngs)
-        self.pool = TextPool(config, rngs=rngs)
-
-
-class Similarity(nnx.Module):
-    """Cosines of all images with all texts, scaled; as a stage."""
-
-    def __init__(self, config: Config):
-        self.scale = nnx.Param(jnp.asarray(config.logit_scale_init_value, jnp.float32))
-
-    def __call__(self, x, context: Context):
-        """Named outputs -> the same with `text_embeds` float[texts, P] and `logits_per_image` float[images, texts]."""
-        texts = context.shared["text_embeds"]
-        logits = x["image_embeds"] @ texts.T * jnp.exp(self.scale[...])
-        return {**x, "text_embeds": texts, "logits_per_image": logits}
+        self.pool = TextPool(config.text, config.projection_dim, rngs=rngs)
 
 
 class Backbone(chain.Backbone):
@@ -203,7 +200,8 @@ class Backbone(chain.Backbone):
         chains = {"vision": names}
         if config.joint:
             self.text = TextTower(config, rngs=rngs)
-            self.similarity = Similarity(config)
+            scale = jnp.asarray(config.logit_scale_init_value, jnp.float32)
+            self.similarity = towers.Similarity(scale)
             texts = ("text/stem", *(f"text/blocks/{i}" for i in range(len(self.text.blocks))), "text/pool")
             chains = {"text": texts, "vision": (*names, "similarity")}
         self.chains = nnx.static(chains)
@@ -218,10 +216,15 @@ class Backbone(chain.Backbone):
           UserError: images of another size or number of channels, texts missing or too long.
         """
         if chain == "vision":
-            shared = {"text_embeds": done["text"]} if self.config.joint else {}
+            shared = {"text_embeds": done["text"]["text_embeds"]} if self.config.joint else {}
             return Carry(images(batch, self.config.image_size, self.config.num_channels), {}, shared)
-        ids_BT, mask_BT = towers.texts(batch, self.config.text.max_position_embeddings)
-        return Carry(ids_BT, {"attention_mask": mask_BT, "end": ends(ids_BT, self.config.text.eos_token_id)}, {})
+        return begin_texts(batch, self.config.text)
+
+
+def begin_texts(batch, config: Text) -> Carry:
+    """What enters the first stage of the text tower; see `towers.texts`."""
+    ids_BT, mask_BT = towers.texts(batch, config.max_position_embeddings)
+    return Carry(ids_BT, {"attention_mask": mask_BT, "end": ends(ids_BT, config.eos_token_id)}, {})
 
 
 def ends(ids_BT, eos_token_id: int):
@@ -232,12 +235,13 @@ def ends(ids_BT, eos_token_id: int):
     return jnp.argmax(ids_BT if eos_token_id == 2 else ids_BT == eos_token_id, axis=1)
 
 
-def _projection(width: int, config: Config, rngs: nnx.Rngs) -> nnx.Linear:
+def _projection(width: int, projection_dim: int, rngs: nnx.Rngs) -> nnx.Linear:
     init = nnx.initializers.normal(width**-0.5)
-    return nnx.Linear(width, config.projection_dim, use_bias=False, kernel_init=init, rngs=rngs)
+    return nnx.Linear(width, projection_dim, use_bias=False, kernel_init=init, rngs=rngs)
 
 
-def _tower(theirs: str, ours: str) -> tuple[Rule, ...]:
+def tower(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """The key map of a tower's blocks; `theirs` and `ours` are what a block's names begin with."""
     linear = (
         (f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
         (f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
@@ -247,33 +251,32 @@ def _tower(theirs: str, ours: str) -> tuple[Rule, ...]:
         (f"{theirs}.mlp.fc2", f"{ours}/mlp/down"),
     )
     norm = ((f"{theirs}.layer_norm1", f"{ours}/attn_norm"), (f"{theirs}.layer_norm2", f"{ours}/mlp_norm"))
+    return (*dense(linear), *norms(norm))
+
+
+def texts(ours: str) -> tuple[Rule, ...]:
+    """The key map of the text tower but for its projection; `ours` is what the paths begin with, `text/` or nothing."""
     return (
-        *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in linear),
-        *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in norm),
-        *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in (*linear, *norm)),
+        Rule("text_model.embeddings.token_embedding.weight", f"{ours}stem/word/embedding", SAME),
+        Rule("text_model.embeddings.position_embedding.weight", f"{ours}stem/position/embedding", SAME),
+        *tower("text_model.encoder.layers.{t}", f"{ours}blocks/{{t}}"),
+        *norms((("text_model.final_layer_norm", f"{ours}pool/norm"),)),
     )
 
 
-_NORM = (
-    ("vision_model.pre_layrnorm", "stem/norm"),
-    ("vision_model.post_layernorm", "pool/norm"),
-    ("text_model.final_layer_norm", "text/pool/norm"),
-)
+_NORM = (("vision_model.pre_layrnorm", "stem/norm"), ("vision_model.post_layernorm", "pool/norm"))
 SOURCES = {
     "hf": Source(
         rules=(
             Rule("vision_model.embeddings.class_embedding", "stem/cls", SAME),
             Rule("vision_model.embeddings.patch_embedding.weight", "stem/patch/kernel", CONV),
             Rule("vision_model.embeddings.position_embedding.weight", "stem/position", SAME),
-            *_tower("vision_model.encoder.layers.{i}", "blocks/{i}"),
+            *tower("vision_model.encoder.layers.{i}", "blocks/{i}"),
             Rule("visual_projection.weight", "pool/projection/kernel", LINEAR),
-            Rule("text_model.embeddings.token_embedding.weight", "text/stem/word/embedding", SAME),
-            Rule("text_model.embeddings.position_embedding.weight", "text/stem/position/embedding", SAME),
-            *_tower("text_model.encoder.layers.{t}", "text/blocks/{t}"),
+            *texts("text/"),
             Rule("text_projection.weight", "text/pool/projection/kernel", LINEAR),
             Rule("logit_scale", "similarity/scale", SAME),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *norms(_NORM),
             Rule("classifier.weight", "head/kernel", LINEAR),
             Rule("classifier.bias", "head/bias", SAME),
         ),

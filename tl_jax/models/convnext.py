@@ -23,7 +23,7 @@ from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.weights.rules import CONV, SAME, Layout, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("convnext", "convnextv2")
 INPUTS = ("pixel_values",)
@@ -31,23 +31,26 @@ POOLS = ("pooler",)
 _HEADS = ("ConvNextForImageClassification", "ConvNextV2ForImageClassification", "convnext")
 HEADS = {name: ("classification", {}) for name in _HEADS}
 
-# Networks that `timm` names: depths, channels. Its smaller ones keep their MLP as convolutions, another layout.
-_DEPTHS = (3, 3, 27, 3)
-_NAMED = {
-    "convnext_tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "convnext_small": (_DEPTHS, (96, 192, 384, 768)),
-    "convnext_base": (_DEPTHS, (128, 256, 512, 1024)),
-    "convnext_large": (_DEPTHS, (192, 384, 768, 1536)),
-    "convnext_xlarge": (_DEPTHS, (256, 512, 1024, 2048)),
-    "convnextv2_tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "convnextv2_small": (_DEPTHS, (96, 192, 384, 768)),
-    "convnextv2_base": (_DEPTHS, (128, 256, 512, 1024)),
-    "convnextv2_large": (_DEPTHS, (192, 384, 768, 1536)),
-    "convnextv2_huge": (_DEPTHS, (352, 704, 1408, 2816)),
+# Sizes that `timm` names: depths, and channels of the first level, which every level doubles.
+_SMALL = {
+    "atto": ((2, 2, 6, 2), 40),
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
 }
+_DEPTHS = (3, 3, 27, 3)
+_LARGE = {
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": (_DEPTHS, 96),
+    "base": (_DEPTHS, 128),
+    "large": (_DEPTHS, 192),
+    "xlarge": (_DEPTHS, 256),
+    "huge": (_DEPTHS, 352),
+}
+_NAMED = {f"{kind}_{size}" for kind in ("convnext", "convnextv2") for size in (*_SMALL, *_LARGE)}
+_NAMED -= {"convnext_huge", "convnextv2_xlarge"}
 # Arguments of `timm` that are not built.
 _TIMM_ONLY = {
-    "conv_mlp": (False,),
     "global_pool": ("avg",),
     "head_hidden_size": (None, 0),
     "head_norm_first": (False,),
@@ -69,6 +72,7 @@ class Config:
       drop_path_rate: of the last block; it grows from 0 at the first.
       response_norm: V2's; published as another `model_type`.
       norm_eps: of all norms but the last, which the published config leaves out.
+      conv_mlp: the MLP's layers are convolutions of one pixel, as the smaller networks of `timm` have them.
     """
 
     num_channels: int = 3
@@ -82,6 +86,7 @@ class Config:
     drop_path_rate: float = 0.0
     response_norm: bool = False
     norm_eps: float = 1e-6
+    conv_mlp: bool = False
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
@@ -117,11 +122,12 @@ def _from_timm(data: dict[str, Any]) -> dict[str, Any]:
     name, given = data["architecture"], data.get("model_args", {})
     if name not in _NAMED:
         raise UserError("config.json", f"architecture {name!r} is not built{did_you_mean(name, _NAMED)}")
-    depths, sizes = _NAMED[name]
+    size = name.partition("_")[2]
+    depths, width = {**_SMALL, **_LARGE}[size]
     second, eps = name.startswith("convnextv2"), given.get("norm_eps", 1e-6)
-    given = {"depths": depths, "ls_init_value": None if second else 1e-6, **given}
+    given = {"depths": depths, "ls_init_value": None if second else 1e-6, "conv_mlp": size in _SMALL, **given}
     fields = {
-        "hidden_sizes": given.get("dims", sizes),
+        "hidden_sizes": given.get("dims", [width, 2 * width, 4 * width, 8 * width]),
         "num_channels": given.get("in_chans", 3),
         "hidden_act": given.get("act_layer", "gelu"),
         "response_norm": given.get("use_grn", second),
@@ -173,21 +179,26 @@ class Block(nnx.Module):
             width, width, (7, 7), padding=3, feature_group_count=width, kernel_init=init, rngs=rngs
         )
         self.norm = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
-        self.up = nnx.Linear(width, 4 * width, kernel_init=init, rngs=rngs)
+        if config.conv_mlp:
+            self.expand = nnx.Conv(width, 4 * width, (1, 1), kernel_init=init, rngs=rngs)
+            self.reduce = nnx.Conv(4 * width, width, (1, 1), kernel_init=init, rngs=rngs)
+        else:
+            self.up = nnx.Linear(width, 4 * width, kernel_init=init, rngs=rngs)
+            self.down = nnx.Linear(4 * width, width, kernel_init=init, rngs=rngs)
         self.response = ResponseNorm(4 * width) if config.response_norm else None
-        self.down = nnx.Linear(4 * width, width, kernel_init=init, rngs=rngs)
         scale = config.layer_scale_init_value
         self.layer_scale = nnx.Param(jnp.full(width, scale)) if scale > 0 else None
-        self.halves, self.act, self.drop_path = halves, config.hidden_act, drop_path
+        self.halves, self.act, self.drop_path, self.conv_mlp = halves, config.hidden_act, drop_path, config.conv_mlp
 
     def __call__(self, x_BHWC, context: Context):
         """float[B, H, W, inputs] -> float[B, H, W, width], or half of H and W."""
         if self.halves:
             x_BHWC = self.down_conv(self.down_norm(x_BHWC))
-        y_BHWC = activation(self.act)(self.up(self.norm(self.depthwise(x_BHWC))))
+        up, down = (self.expand, self.reduce) if self.conv_mlp else (self.up, self.down)
+        y_BHWC = activation(self.act)(up(self.norm(self.depthwise(x_BHWC))))
         if self.response is not None:
             y_BHWC = self.response(y_BHWC)
-        y_BHWC = self.down(y_BHWC)
+        y_BHWC = down(y_BHWC)
         if self.layer_scale is not None:
             y_BHWC = self.layer_scale[...] * y_BHWC
         # Drop path: one draw an example.
@@ -239,14 +250,9 @@ _FLAT = Layout(
 )
 
 
-def _rules(convs, linears, norms) -> tuple[Rule, ...]:
+def _rules(convs, linears, normed) -> tuple[Rule, ...]:
     """Weights and biases of (name in the file, path)."""
-    return (
-        *(Rule(f"{name}.weight", f"{path}/kernel", CONV) for name, path in convs),
-        *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in linears),
-        *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in norms),
-        *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in (*convs, *linears, *norms)),
-    )
+    return (*dense(convs, CONV), *dense(linears), *norms(normed))
 
 
 _BLOCK, _HF, _DOWN = "blocks/{b}", "{f}.encoder.stages.{s}.layers.{l}", "{f}.encoder.stages.{s}.downsampling_layer"
@@ -265,7 +271,7 @@ SOURCES = {
                     (f"{_HF}.pwconv2", f"{_BLOCK}/down"),
                     ("classifier", "head"),
                 ),
-                norms=(
+                normed=(
                     ("{f}.embeddings.layernorm", "stem/norm"),
                     (f"{_DOWN}.0", f"{_BLOCK}/down_norm"),
                     (f"{_HF}.layernorm", f"{_BLOCK}/norm"),
@@ -287,13 +293,15 @@ SOURCES = {
                     ("stem.0", "stem/patch"),
                     ("stages.{s}.downsample.1", f"{_BLOCK}/down_conv"),
                     (f"{_TIMM}.conv_dw", f"{_BLOCK}/depthwise"),
+                    (f"{_TIMM}.mlp.fc1", f"{_BLOCK}/expand"),
+                    (f"{_TIMM}.mlp.fc2", f"{_BLOCK}/reduce"),
                 ),
                 linears=(
-                    (f"{_TIMM}.mlp.fc1", f"{_BLOCK}/up"),
+                    (f"{_TIMM}.mlp.fc1", f"{_BLOCK}/up"),  # the same tensors in the other form
                     (f"{_TIMM}.mlp.fc2", f"{_BLOCK}/down"),
                     ("head.fc", "head"),
                 ),
-                norms=(
+                normed=(
                     ("stem.1", "stem/norm"),
                     ("stages.{s}.downsample.0", f"{_BLOCK}/down_norm"),
                     (f"{_TIMM}.norm", f"{_BLOCK}/norm"),
@@ -308,6 +316,8 @@ SOURCES = {
 }
 SHARDING = (
     (r"blocks/\d+/up/kernel", (None, "tensor")),
-    (r"blocks/\d+/(up|response)/(bias|scale)", ("tensor",)),
+    (r"blocks/\d+/expand/kernel", (None, None, None, "tensor")),
+    (r"blocks/\d+/(up|expand|response)/(bias|scale)", ("tensor",)),
     (r"blocks/\d+/down/kernel", ("tensor", None)),
+    (r"blocks/\d+/reduce/kernel", (None, None, "tensor", None)),
 )

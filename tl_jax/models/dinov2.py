@@ -28,7 +28,7 @@ from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
 from tl_jax.nn.prenorm import Norm
 from tl_jax.nn.residual import LayerScale, drop_path
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields, split_rows
+from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields, split_rows
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 INPUTS = ("pixel_values",)
@@ -226,10 +226,8 @@ SOURCES = {
             Rule(f"{_HF}.layer_scale2.lambda1", f"{_BLOCK}/mlp_scale/scale", SAME),
             Rule(f"{_HF}.mlp.weights_in.weight", tuple(f"{path}/kernel" for path in _GATED), split_rows(2)),
             Rule(f"{_HF}.mlp.weights_in.bias", tuple(f"{path}/bias" for path in _GATED), split_rows(2)),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="dinov2.",
         aliases=((r"^", "dinov2_with_registers."),),  # The same prefix for the other class.

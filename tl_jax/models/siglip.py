@@ -8,6 +8,7 @@
 
 Checked against `transformers`' SiglipModel, SiglipVisionModel and SiglipForImageClassification. Texts are padded to the
 full length, as in training: the last token's feature is theirs, padding or not. A task's head reads the image tower.
+The text tower alone is the family `siglip_text`.
 """
 
 # B batch, H height, W width in pixels, C channels, T tokens, D width
@@ -21,6 +22,7 @@ from flax import nnx
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.models import clip
 from tl_jax.nn import towers
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.functions import activation
@@ -28,7 +30,7 @@ from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
 from tl_jax.nn.prenorm import Norm
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields, split_rows
+from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields, split_rows
 
 MODEL_TYPES = ("siglip", "siglip_vision_model")
 INPUTS = ("pixel_values", "input_ids", "attention_mask")
@@ -149,16 +151,17 @@ class ImagePool(nnx.Module):
         self.num_heads = config.num_attention_heads
 
     def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
+        """float[B, T, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D], `image_embeds` too."""
         probe_B1D = jnp.broadcast_to(self.probe[...], (len(x_BTD), *self.probe.shape[1:]))
         pairs = ((self.query, probe_B1D), (self.key, x_BTD), (self.value, x_BTD))
         y_B1NH = attend(*(heads(layer(x), self.num_heads) for layer, x in pairs))
         y_BD = self.out(y_B1NH.reshape(probe_B1D.shape))[:, 0]
-        return {"last_hidden_state": x_BTD, "pooler_output": y_BD + self.mlp(self.norm(y_BD))}
+        y_BD = y_BD + self.mlp(self.norm(y_BD))
+        return {"last_hidden_state": x_BTD, "pooler_output": y_BD, "image_embeds": y_BD}
 
 
 class TextPool(nnx.Module):
-    """A stage: the direction of the last token's feature in the common space."""
+    """A stage: the last token's feature, in the common space."""
 
     def __init__(self, config: Text, *, rngs: nnx.Rngs):
         width, init = config.hidden_size, nnx.initializers.normal(config.initializer_range)
@@ -166,8 +169,11 @@ class TextPool(nnx.Module):
         self.projection = nnx.Linear(width, config.projection_size or width, kernel_init=init, rngs=rngs)
 
     def __call__(self, x_BTD, context: Context):
-        """float[B, T, D] -> float[B, D of images]."""
-        return towers.unit(self.projection(self.norm(x_BTD[:, -1])))
+        """float[B, T, D] -> `last_hidden_state`, normalised, and `pooler_output` float[B, D of images], which is
+        `text_embeds` too."""
+        x_BTD = self.norm(x_BTD)
+        y_BD = self.projection(x_BTD[:, -1])
+        return {"last_hidden_state": x_BTD, "pooler_output": y_BD, "text_embeds": y_BD}
 
 
 class TextTower(nnx.Module):
@@ -177,20 +183,6 @@ class TextTower(nnx.Module):
         self.stem = towers.TextEmbeddings(config, rngs=rngs)
         self.blocks = towers.blocks(config, rngs=rngs)
         self.pool = TextPool(config, rngs=rngs)
-
-
-class Similarity(nnx.Module):
-    """Cosines of all images with all texts, scaled and shifted; as a stage."""
-
-    def __init__(self):
-        self.scale, self.bias = nnx.Param(jnp.full(1, jnp.log(10.0))), nnx.Param(jnp.full(1, -10.0))
-
-    def __call__(self, x, context: Context):
-        """Named outputs -> the same with `image_embeds` float[images, D], `text_embeds` float[texts, D] and
-        `logits_per_image` float[images, texts], each the log-odds that the two belong together."""
-        image_embeds, text_embeds = towers.unit(x["pooler_output"]), context.shared["text_embeds"]
-        logits = image_embeds @ text_embeds.T * jnp.exp(self.scale[...]) + self.bias[...]
-        return {**x, "image_embeds": image_embeds, "text_embeds": text_embeds, "logits_per_image": logits}
 
 
 class Backbone(chain.Backbone):
@@ -208,7 +200,9 @@ class Backbone(chain.Backbone):
             names.append("pool")
         chains = {"vision": tuple(names)}
         if config.joint:
-            self.text, self.similarity = TextTower(config.text, rngs=rngs), Similarity()
+            self.text = TextTower(config.text, rngs=rngs)
+            scale, bias = jnp.full(1, jnp.log(10.0)), jnp.full(1, -10.0)
+            self.similarity = towers.Similarity(scale, bias)
             texts = ("text/stem", *(f"text/blocks/{i}" for i in range(len(self.text.blocks))), "text/pool")
             chains = {"text": texts, "vision": (*names, "similarity")}
         self.chains = nnx.static(chains)
@@ -223,27 +217,10 @@ class Backbone(chain.Backbone):
           UserError: images of another size or number of channels, texts missing or too long.
         """
         if chain == "vision":
-            shared = {"text_embeds": done["text"]} if self.config.joint else {}
+            shared = {"text_embeds": done["text"]["text_embeds"]} if self.config.joint else {}
             return Carry(images(batch, self.config.image_size, self.config.num_channels), {}, shared)
         ids_BT, mask_BT = towers.texts(batch, self.config.text.max_position_embeddings)
         return Carry(ids_BT, {"attention_mask": mask_BT}, {})
-
-
-def _tower(theirs: str, ours: str) -> tuple[Rule, ...]:
-    linear = (
-        (f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
-        (f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
-        (f"{theirs}.self_attn.v_proj", f"{ours}/attn/value"),
-        (f"{theirs}.self_attn.out_proj", f"{ours}/attn/out"),
-        (f"{theirs}.mlp.fc1", f"{ours}/mlp/up"),
-        (f"{theirs}.mlp.fc2", f"{ours}/mlp/down"),
-    )
-    norm = ((f"{theirs}.layer_norm1", f"{ours}/attn_norm"), (f"{theirs}.layer_norm2", f"{ours}/mlp_norm"))
-    return (
-        *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in linear),
-        *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in norm),
-        *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in (*linear, *norm)),
-    )
 
 
 _LINEAR = (
@@ -256,7 +233,6 @@ _LINEAR = (
 _NORM = (
     ("vision_model.post_layernorm", "norm"),
     ("vision_model.head.layernorm", "pool/norm"),
-    ("text_model.final_layer_norm", "text/pool/norm"),
 )
 _QKV, _MAP = ("pool/query", "pool/key", "pool/value"), "vision_model.head.attention"
 SOURCES = {
@@ -265,33 +241,19 @@ SOURCES = {
             Rule("vision_model.embeddings.patch_embedding.weight", "stem/patch/kernel", CONV),
             Rule("vision_model.embeddings.patch_embedding.bias", "stem/patch/bias", SAME),
             Rule("vision_model.embeddings.position_embedding.weight", "stem/position", SAME),
-            *_tower("vision_model.encoder.layers.{i}", "blocks/{i}"),
+            *clip.tower("vision_model.encoder.layers.{i}", "blocks/{i}"),
             Rule("vision_model.head.probe", "pool/probe", SAME),
             Rule(f"{_MAP}.in_proj_weight", tuple(f"{path}/kernel" for path in _QKV), split_rows(3)),
             Rule(f"{_MAP}.in_proj_bias", tuple(f"{path}/bias" for path in _QKV), split_rows(3)),
-            Rule("text_model.embeddings.token_embedding.weight", "text/stem/word/embedding", SAME),
-            Rule("text_model.embeddings.position_embedding.weight", "text/stem/position/embedding", SAME),
-            *_tower("text_model.encoder.layers.{t}", "text/blocks/{t}"),
+            *clip.texts("text/"),
             Rule("logit_scale", "similarity/scale", SAME),
             Rule("logit_bias", "similarity/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in (*_LINEAR, *_NORM)),
+            *dense(_LINEAR),
+            *norms(_NORM),
         ),
         prefix="vision_model.",
         ignored=(r".*\.position_ids",),
         optional=(r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|bias)", r"classifier\..*"),
     )
 }
-RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`
-    ("stem/position", "grid", ("image_size", "patch_size", "vision_config")),
-    ("stem/patch/kernel", "patch", ("patch_size", "vision_config")),
-    ("stem/patch/kernel", "channels", ("num_channels", "vision_config")),
-    ("text/stem/word/embedding", "vocabulary", ("text_config",)),
-)
-SHARDING = (
-    (r"(text/)?blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
-    (r"(text/)?blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    (r"(text/)?blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
-    (r"text/stem/word/embedding", ("tensor", None)),
-)
+RESIZE, SHARDING = clip.RESIZE, clip.SHARDING

@@ -18,13 +18,16 @@ from flax import nnx
 from tl_jax.core.errors import UserError
 from tl_jax.nn import vit
 from tl_jax.nn.functions import activation
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, published_fields, split_rows
+from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields, split_rows
 
 # DeiT without a distillation token is a ViT, and `timm` publishes it as one.
 MODEL_TYPES = ("vit", "deit_tiny_patch", "deit_small_patch", "deit_base_patch")
 INPUTS = ("pixel_values",)
 POOLS = ("cls", "mean", "pooler")
-HEADS = {name: ("classification", {"pool": "cls"}) for name in ("ViTForImageClassification", *MODEL_TYPES)}
+HEADS = {
+    "ViTForImageClassification": ("classification", {"pool": "cls"}),
+    **{name: ("classification", {"pool": "pooler"}) for name in MODEL_TYPES},
+}
 
 _NAMED = {  # in `timm`: width, blocks, attention heads
     "tiny": (192, 12, 3),
@@ -44,7 +47,7 @@ _TIMM_FIELDS = {
     "qkv_bias": "qkv_bias",
     "attn_drop_rate": "attention_probs_dropout_prob",
 }
-_TIMM_ONLY = {"mlp_ratio", "num_classes", "global_pool", "drop_rate", "weight_init"}
+_TIMM_ONLY = {"mlp_ratio", "num_classes", "global_pool", "fc_norm", "drop_rate", "weight_init"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +58,41 @@ class Config(vit.Sizes):
     def from_published(cls, data: dict[str, Any]) -> "Config":
         """The config of a published `config.json`; `timm` gives a name and arguments."""
         if "architecture" in data and "model_type" not in data:
-            data = _from_timm(data)
+            data = from_timm(data)
         width = data.get("hidden_size", cls.hidden_size)
-        refused = {"pooler_act": ("tanh", None), "pooler_output_size": (width, None), "global_pool": ("token",)}
-        config = published_fields(cls, data, refused)
+        config = published_fields(cls, data, {"pooler_act": ("tanh", None), "pooler_output_size": (width, None)})
         activation(config.hidden_act)
         return config
 
 
-def _from_timm(data: dict[str, Any]) -> dict[str, Any]:
+def from_timm(data: dict[str, Any], distilled: bool = False) -> dict[str, Any]:
+    """The fields that a name and arguments of `timm` stand for.
+
+    Args:
+      distilled: whether the network is one that has a distillation token.
+
+    Raises:
+      UserError: a name that is not of these, or an argument that changes the network in a way not built here.
+    """
     name, given = str(data["architecture"]), data.get("model_args") or {}
-    found = re.fullmatch(r"(?:vit|deit)_([a-z]+)_patch(\d+)_(\d+)", name)
-    if not found or found[1] not in _NAMED:
-        text = f"architecture {name!r} is not built; there are vit_SIZE_patch16_224 and the like"
+    found = re.fullmatch(r"(?:vit|deit)_([a-z]+)(_distilled)?_patch(\d+)_(\d+)", name)
+    if not found or found[1] not in _NAMED or bool(found[2]) != distilled:
+        like = "deit_SIZE_distilled_patch16_224" if distilled else "vit_SIZE_patch16_224"
+        text = f"architecture {name!r} is not built; there are {like} and the like"
         raise UserError("config.json", f"{text}, SIZE one of {', '.join(_NAMED)}")
     strange = sorted(set(given) - set(_TIMM_FIELDS) - _TIMM_ONLY)
     if strange:
         raise UserError("config.json", f"model_args.{strange[0]} is {given[strange[0]]!r}, which is not supported")
     sizes = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads"), _NAMED[found[1]]))
-    sizes |= {"patch_size": int(found[2]), "image_size": int(found[3]), "layer_norm_eps": 1e-6, "pooler": False}
+    pool = data.get("global_pool", given.get("global_pool", "token"))
+    if pool not in ("token", "avg"):
+        raise UserError("config.json", f"global_pool is {pool!r}, only 'token' and 'avg' are supported")
+    fc_norm = pool == "avg" if given.get("fc_norm") is None else given["fc_norm"]
+    sizes |= {"global_pool": pool, "fc_norm": fc_norm}
+    sizes |= {"patch_size": int(found[3]), "image_size": int(found[4]), "layer_norm_eps": 1e-6}
     sizes |= {ours: _side(given[theirs]) for theirs, ours in _TIMM_FIELDS.items() if theirs in given}
     sizes["intermediate_size"] = int(sizes["hidden_size"] * given.get("mlp_ratio", 4))
-    return {**given, **sizes, **data}
+    return {**sizes, **data}
 
 
 def _side(size: Any) -> Any:
@@ -91,63 +107,79 @@ class Backbone(vit.Encoder):
         super().__init__(config, ("cls",), rngs=rngs)
 
 
-_HF, _BLOCK = "vit.encoder.layer.{i}", "blocks/{i}"
-_LINEAR = (  # (name in the file, path), for weight and bias alike
-    (f"{_HF}.attention.attention.query", f"{_BLOCK}/attn/query"),
-    (f"{_HF}.attention.attention.key", f"{_BLOCK}/attn/key"),
-    (f"{_HF}.attention.attention.value", f"{_BLOCK}/attn/value"),
-    (f"{_HF}.attention.output.dense", f"{_BLOCK}/attn/out"),
-    (f"{_HF}.intermediate.dense", f"{_BLOCK}/mlp/up"),
-    (f"{_HF}.output.dense", f"{_BLOCK}/mlp/down"),
-    ("vit.pooler.dense", "pooler"),
-    ("classifier", "head"),
-)
-_NORM = (
-    (f"{_HF}.layernorm_before", f"{_BLOCK}/attn_norm"),
-    (f"{_HF}.layernorm_after", f"{_BLOCK}/mlp_norm"),
-    ("vit.layernorm", "norm"),
-)
-_TIMM = "blocks.{i}"
-_TIMM_LINEAR = (
-    (f"{_TIMM}.attn.proj", f"{_BLOCK}/attn/out"),
-    (f"{_TIMM}.mlp.fc1", f"{_BLOCK}/mlp/up"),
-    (f"{_TIMM}.mlp.fc2", f"{_BLOCK}/mlp/down"),
-    ("head", "head"),
-)
-_TIMM_NORM = ((f"{_TIMM}.norm1", f"{_BLOCK}/attn_norm"), (f"{_TIMM}.norm2", f"{_BLOCK}/mlp_norm"), ("norm", "norm"))
+_BLOCK = "blocks/{i}"
 _QKV = tuple(f"{_BLOCK}/attn/{name}" for name in ("query", "key", "value"))
-SOURCES = {
-    "hf": Source(
+
+
+def source(kind: str, rows: tuple[Rule, ...] = ()) -> Source:
+    """The key map of `transformers` for the networks of this form, whose names differ in what they begin with.
+
+    Args:
+      kind: `vit` or `deit`.
+      rows: what only this kind has.
+    """
+    theirs, stem = f"{kind}.encoder.layer.{{i}}", f"{kind}.embeddings"
+    linear = (
+        (f"{theirs}.attention.attention.query", f"{_BLOCK}/attn/query"),
+        (f"{theirs}.attention.attention.key", f"{_BLOCK}/attn/key"),
+        (f"{theirs}.attention.attention.value", f"{_BLOCK}/attn/value"),
+        (f"{theirs}.attention.output.dense", f"{_BLOCK}/attn/out"),
+        (f"{theirs}.intermediate.dense", f"{_BLOCK}/mlp/up"),
+        (f"{theirs}.output.dense", f"{_BLOCK}/mlp/down"),
+        (f"{kind}.pooler.dense", "pooler"),
+        ("classifier", "head"),
+    )
+    norm = (
+        (f"{theirs}.layernorm_before", f"{_BLOCK}/attn_norm"),
+        (f"{theirs}.layernorm_after", f"{_BLOCK}/mlp_norm"),
+        (f"{kind}.layernorm", "norm"),
+    )
+    return Source(
         rules=(
-            Rule("vit.embeddings.cls_token", "stem/cls", SAME),
-            Rule("vit.embeddings.position_embeddings", "stem/position", SAME),
-            Rule("vit.embeddings.patch_embeddings.projection.weight", "stem/patch/kernel", CONV),
-            Rule("vit.embeddings.patch_embeddings.projection.bias", "stem/patch/bias", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            Rule(f"{stem}.cls_token", "stem/cls", SAME),
+            Rule(f"{stem}.position_embeddings", "stem/position", SAME),
+            *dense(((f"{stem}.patch_embeddings.projection", "stem/patch"),), CONV),
+            *dense(linear),
+            *norms(norm),
+            *rows,
         ),
-        prefix="vit.",
-        ignored=(r"vit\.embeddings\.mask_token", r"decoder\..*"),
-        optional=(r"vit\.pooler\..*", r"classifier\..*"),
-    ),
-    "timm": Source(
+        prefix=f"{kind}.",
+        ignored=(rf"{kind}\.embeddings\.mask_token", r"decoder\..*"),
+        optional=(rf"{kind}\.pooler\..*", r"(\w+_)?classifier\..*"),
+    )
+
+
+def timm_source(rows: tuple[Rule, ...] = ()) -> Source:
+    """The key map of `timm`, in which all of them are named alike; `rows` are what only one kind has."""
+    theirs = "blocks.{i}"
+    linear = (
+        (f"{theirs}.attn.proj", f"{_BLOCK}/attn/out"),
+        (f"{theirs}.mlp.fc1", f"{_BLOCK}/mlp/up"),
+        (f"{theirs}.mlp.fc2", f"{_BLOCK}/mlp/down"),
+        ("head", "head"),
+    )
+    norm = (
+        (f"{theirs}.norm1", f"{_BLOCK}/attn_norm"),
+        (f"{theirs}.norm2", f"{_BLOCK}/mlp_norm"),
+        ("norm", "norm"),
+        ("fc_norm", "pooler/norm"),
+    )
+    return Source(
         rules=(
             Rule("cls_token", "stem/cls", SAME),
             Rule("pos_embed", "stem/position", SAME),
-            Rule("patch_embed.proj.weight", "stem/patch/kernel", CONV),
-            Rule("patch_embed.proj.bias", "stem/patch/bias", SAME),
-            Rule(f"{_TIMM}.attn.qkv.weight", tuple(f"{path}/kernel" for path in _QKV), split_rows(3)),
-            Rule(f"{_TIMM}.attn.qkv.bias", tuple(f"{path}/bias" for path in _QKV), split_rows(3)),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _TIMM_LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _TIMM_LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _TIMM_NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _TIMM_NORM),
+            *dense((("patch_embed.proj", "stem/patch"),), CONV),
+            Rule(f"{theirs}.attn.qkv.weight", tuple(f"{path}/kernel" for path in _QKV), split_rows(3)),
+            Rule(f"{theirs}.attn.qkv.bias", tuple(f"{path}/bias" for path in _QKV), split_rows(3)),
+            *dense(linear),
+            *norms(norm),
+            *rows,
         ),
-        optional=(r"head\..*",),
-    ),
-}
+        optional=(r"head(_dist)?\..*", r"fc_norm\..*"),
+    )
+
+
+SOURCES = {"hf": source("vit"), "timm": timm_source()}
 RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`
     ("stem/position", "grid", ("image_size", "patch_size")),
     ("stem/patch/kernel", "patch", ("patch_size",)),

@@ -27,6 +27,25 @@ class TextEmbeddings(nnx.Module):
         return self.word(ids_BT) + self.position(jnp.arange(ids_BT.shape[1]))
 
 
+class Similarity(nnx.Module):
+    """A stage: cosines of all images with all texts, scaled and, where there is a bias, shifted.
+
+    Args:
+      scale, bias: what they start from; the cosines are multiplied by the exponential of `scale`.
+    """
+
+    def __init__(self, scale: jax.Array, bias: jax.Array | None = None):
+        self.scale, self.bias = nnx.Param(scale), None if bias is None else nnx.Param(bias)
+
+    def __call__(self, x, context: Context):
+        """Named outputs with `image_embeds` float[images, P], and `text_embeds` float[texts, P] of the other tower ->
+        the same, both of length 1, with `logits_per_image` float[images, texts]."""
+        image_embeds, text_embeds = unit(x["image_embeds"]), unit(context.shared["text_embeds"])
+        logits = image_embeds @ text_embeds.T * jnp.exp(self.scale[...])
+        logits = logits if self.bias is None else logits + self.bias[...]
+        return {**x, "image_embeds": image_embeds, "text_embeds": text_embeds, "logits_per_image": logits}
+
+
 def blocks(config, *, causal: bool = False, rngs: nnx.Rngs) -> nnx.List:
     """A tower's blocks, sized by its published fields."""
     made = [

@@ -15,7 +15,9 @@ from flax import nnx
 
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
+from tl_jax.core.errors import UserError
 from tl_jax.nn.functions import dropout
+from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
 from tl_jax.nn.pooling import Pooler
 from tl_jax.nn.prenorm import Block, Norm
@@ -23,7 +25,14 @@ from tl_jax.nn.prenorm import Block, Norm
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes and rates, under their published names; `pooler` says whether the pooling layer is built."""
+    """Sizes and rates, under their published names.
+
+    Attributes:
+      global_pool: what the pooled feature is: "" for a layer over the class token, as `transformers` has it; in `timm`
+        the class token (`token`) or the mean over the patches (`avg`).
+      fc_norm: the last norm stands behind that mean, not before it.
+      pooler: whether the pooled feature is built.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -38,6 +47,8 @@ class Sizes:
     patch_size: int = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    global_pool: str = ""
+    fc_norm: bool = False
     pooler: bool = True
 
     def indices(self) -> list[dict[str, int]]:
@@ -45,7 +56,17 @@ class Sizes:
         return [{"i": i} for i in range(self.num_hidden_layers)]
 
     def without(self, pool: str) -> Self:
-        """Without what a head with this pooling does not read."""
+        """Without what a head with this pooling does not read.
+
+        Raises:
+          UserError: a head over tokens which this network never normalises.
+        """
+        if self.fc_norm and pool not in ("", "pooler"):
+            raise UserError(
+                "task.options.pool",
+                f"is {pool!r}, but the last norm of this network stands behind the mean over the patches",
+                "set task.options.pool=pooler",
+            )
         return dataclasses.replace(self, pooler=pool == "pooler")
 
 
@@ -71,8 +92,26 @@ class Embeddings(nnx.Module):
         return dropout(x_BTD, self.dropout, context.key)
 
 
+class TimmPooler(nnx.Module):
+    """A stage: the class token or the mean over the patches, then the norm where it stands here.
+
+    Args:
+      first: how many tokens stand before the patches.
+    """
+
+    def __init__(self, config: Sizes, first: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs) if config.fc_norm else None
+        self.mean, self.first = config.global_pool == "avg", first
+
+    def __call__(self, x_BTD, context: Context):
+        """float[B, T, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D]."""
+        pooled_BD = x_BTD[:, self.first :].mean(axis=1) if self.mean else x_BTD[:, 0]
+        pooled_BD = pooled_BD if self.norm is None else self.norm(pooled_BD)
+        return {"last_hidden_state": x_BTD, "pooler_output": pooled_BD}
+
+
 class Encoder(chain.Backbone):
-    """Stages `stem`, `blocks/0` …, `norm`, and `pooler` where the config has one."""
+    """Stages `stem`, `blocks/0` …, `norm` unless it stands behind the mean, and `pooler` where the config has one."""
 
     def __init__(self, config: Sizes, first: tuple[str, ...], *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -95,10 +134,15 @@ class Encoder(chain.Backbone):
             for _ in range(config.num_hidden_layers)
         ]
         self.blocks = nnx.List(blocks)
-        self.norm = Norm(width, epsilon=config.layer_norm_eps, rngs=rngs)
-        names = ["stem", *(f"blocks/{i}" for i in range(len(blocks))), "norm"]
+        names = ["stem", *(f"blocks/{i}" for i in range(len(blocks)))]
+        if not config.fc_norm:
+            self.norm = Norm(width, epsilon=config.layer_norm_eps, rngs=rngs)
+            names.append("norm")
         if config.pooler:
-            self.pooler = Pooler(width, width, kernel_init=init, rngs=rngs)
+            if config.global_pool:
+                self.pooler = TimmPooler(config, len(first), rngs=rngs)
+            else:
+                self.pooler = Pooler(width, width, kernel_init=init, rngs=rngs)
             names.append("pooler")
         self.chains = nnx.static({"": tuple(names)})
         self.width = width

@@ -80,12 +80,12 @@ class DistilledHead(nnx.Module):
         self.cls, self.distillation = Head(*args, rngs=rngs), Head(*args, rngs=rngs)
 
     def __call__(self, x, context):
-        """Named outputs with `feature` float[B, 2, D] -> the same with `logits` float32[B, C]."""
-        logits = [
-            head({"feature": x["feature"][:, i]}, context._replace(key=key))["logits"]
-            for i, (head, key) in enumerate(zip((self.cls, self.distillation), keys(context.key, 2)))
-        ]
-        return {**x, "logits": sum(logits) / 2}
+        """Named outputs with `feature` float[B, 2, D] -> the same with `cls_logits`, `distillation_logits`, and
+        `logits`, their mean, each float32[B, C]."""
+        first, second = (context._replace(key=key) for key in keys(context.key, 2))
+        cls = self.cls({"feature": x["feature"][:, 0]}, first)["logits"]
+        distillation = self.distillation({"feature": x["feature"][:, 1]}, second)["logits"]
+        return {**x, "cls_logits": cls, "distillation_logits": distillation, "logits": (cls + distillation) / 2}
 
 
 def pooled(outputs: Mapping[str, jax.Array], pool: str, mask_BT: jax.Array | None) -> jax.Array:

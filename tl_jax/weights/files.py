@@ -23,11 +23,11 @@ from tl_jax.core.errors import UserError, shorten
 
 _READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_MAGIC = (
-    (b"PK", "a zip archive, as PyTorch writes pickles"),
-    (b"\x80", "a pickle"),
-    (b"\x93NUMPY", "a NumPy file"),
-    (b"\x89HDF", "an HDF5 file"),
+_PICKLED = ((b"PK", "a zip archive, as PyTorch writes pickles"), (b"\x80", "a pickle"))
+_OTHER = (
+    (b"\x93NUMPY", "a NumPy file", "give the safetensors file"),
+    (b"\x89HDF", "an HDF5 file", "give the safetensors file"),
+    (b"version https://", "a git-lfs pointer, not the file that it stands for", "run: git lfs pull"),
 )
 
 
@@ -137,10 +137,14 @@ def _open(file: pathlib.Path):
         raise UserError(str(file), "no such file")
     with open(file, "rb") as stream:
         head = stream.read(16)
-    for magic, what in _MAGIC:
-        # A safetensors header starts with its length: eight bytes, little endian, then '{'.
-        if head.startswith(magic) and head[8:9] != b"{":
-            raise _pickle_error(file, what)
+    # A safetensors header starts with its length: eight bytes, little endian, then '{'.
+    if head[8:9] != b"{":
+        for magic, what in _PICKLED:
+            if head.startswith(magic):
+                raise _pickle_error(file, what)
+        for magic, what, do in _OTHER:
+            if head.startswith(magic):
+                raise UserError(str(file), f"is {what}; safetensors was expected", do)
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
