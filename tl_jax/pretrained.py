@@ -11,6 +11,7 @@ read: straight to the devices, one tensor at a time.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import types
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tl_jax import generation
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Backbone, Params
 from tl_jax.core.errors import UserError, shorten
@@ -283,11 +285,54 @@ class Pretrained:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Named outputs for a dict of arrays, see the family's `begin`; other fields of the dict are left alone."""
-        inputs = {name: jnp.asarray(batch[name]) for name in self._checkpoint.family.INPUTS if name in batch}
-        missing = self._checkpoint.family.INPUTS[0]
-        if missing not in inputs:
-            raise UserError("batch", f"has no {missing}, there are {shorten(sorted(batch))}")
+        inputs = {name: jnp.asarray(value) for name, value in self._inputs(batch).items()}
         return self._forward(self.params, inputs)
+
+    def generate(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        max_new_tokens: int,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | None = None,
+        eos_token_id: int | Collection[int] | None = None,
+        pad_token_id: int | None = None,
+        decoder_start_token_id: int | None = None,
+        suppress_tokens: Collection[int] | None = None,
+        begin_suppress_tokens: Collection[int] | None = None,
+    ) -> jax.Array:
+        """The likeliest words after a prompt, by greedy or beam search, never drawn; as `transformers` finds them.
+
+        What is not given is as `generation_config.json` and `config.json` have it, see `decoding.Options` for meanings;
+        `()` for no words of a kind. Lengths of prompts and `max_new_tokens` that are new are compiled anew.
+
+        Args:
+          batch: as for a call. The prompt is `input_ids` int[B, P] or, for a network with an encoder,
+            `decoder_input_ids`, where Whisper's language and task stand, and without it `decoder_start_token_id`.
+            Prompts of different lengths are padded on the right, with a mask.
+
+        Returns:
+          int32[B, N]: the new words alone, up to and with the one that ends a text, then `pad_token_id`.
+
+        Raises:
+          UserError: no layer that predicts words, no prompt, options that are not built, too many words.
+        """
+        given = dict(locals())
+        options = {name: value for name, value in given.items() if name not in ("self", "batch") and value is not None}
+        published = {**generation.defaults(self.config, self._checkpoint.folder), **options}
+        batch = generation.prompted(self._inputs(batch), self._writer.reads, published)
+        return self._writer(self.params, batch, generation.options_from(published, max_new_tokens))
+
+    @functools.cached_property
+    def _writer(self) -> generation.Writer:
+        return generation.writer(self.model, self._chains, self._checkpoint.family.INPUTS)
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        missing = self._checkpoint.family.INPUTS[0]
+        if missing not in batch:
+            raise UserError("batch", f"has no {missing}, there are {shorten(sorted(batch))}")
+        return {name: batch[name] for name in self._checkpoint.family.INPUTS if name in batch}
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write the published layout: `config.json`, weights under their published names, tokenizer and preprocessor

@@ -4,6 +4,8 @@
 
 import numpy as np
 
+from published import outputs
+
 MODEL = "T5Model"
 _NET = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
 _NET |= {"relative_attention_num_buckets": 6, "relative_attention_max_distance": 5, "decoder_start_token_id": 0}
@@ -24,3 +26,11 @@ def batch(config, rng):
         "decoder_input_ids": rng.integers(0, config.vocab_size, (3, 5)),
         "decoder_attention_mask": decoder_mask,
     }
+
+
+def expected(model, inputs):
+    """The bare network's and the classifier's outputs as they are; the writer is given the text one token late."""
+    if not hasattr(model, "lm_head"):
+        return outputs(model, inputs)
+    found = model(**inputs, decoder_input_ids=model._shift_right(inputs["input_ids"]), output_hidden_states=True)
+    return {"last_hidden_state": found.decoder_hidden_states[-1], "logits": found.logits}

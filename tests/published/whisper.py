@@ -37,11 +37,14 @@ def batch(config, rng):
 
 
 def expected(model, inputs):
-    """The decoder's hidden states, or what the head makes of the encoder's."""
+    """The decoder's hidden states, bare and with its words, or what the head for classes makes of the encoder's."""
     features = inputs["input_features"].transpose(1, 2)
+    text = {name: value for name, value in inputs.items() if name.startswith("decoder")}
     if hasattr(model, "decoder"):
-        text = {name: value for name, value in inputs.items() if name.startswith("decoder")}
         return {"last_hidden_state": model(features, **text, use_cache=False).last_hidden_state}
+    if hasattr(model, "proj_out"):
+        found = model(features, **text, use_cache=False, output_hidden_states=True)
+        return {"last_hidden_state": found.decoder_hidden_states[-1], "logits": found.logits}
     kept = []
     hook = model.encoder.register_forward_hook(lambda _, __, output: kept.append(output))
     logits = model(features).logits

@@ -47,12 +47,14 @@ class Context(NamedTuple):
       shared: what depends on no example.
       mode: how to run.
       key: a key of this stage's own, or None where no random numbers are drawn.
+      memory: of a decoder that writes word by word, see `nn.memory`; None everywhere else.
     """
 
     batch: Mapping[str, jax.Array]
     shared: Mapping[str, jax.Array]
     mode: Mode
     key: jax.Array | None
+    memory: Any = None
 
 
 class Carry(NamedTuple):
@@ -164,7 +166,13 @@ def merge_into(model: Backbone, params: Mapping[str, jax.Array]) -> None:
 
 
 def run_stage(
-    stage: Stage, params: Mapping[str, jax.Array], carry: Carry, mode: Mode, key: jax.Array | None, dtype=None
+    stage: Stage,
+    params: Mapping[str, jax.Array],
+    carry: Carry,
+    mode: Mode,
+    key: jax.Array | None,
+    dtype=None,
+    memory: Any = None,
 ) -> tuple[Carry, Params]:
     """Run one stage.
 
@@ -172,6 +180,7 @@ def run_stage(
       params: at least the leaves that this stage owns or shares, by full path.
       key: the stage's key; used only if the mode draws random numbers.
       dtype: what floating parameters are cast to for computing; running statistics keep theirs.
+      memory: handed to the stage.
 
     Returns:
       The carry with `x` replaced, and the running statistics by full path (empty unless `mode.batch_stats`).
@@ -183,7 +192,7 @@ def run_stage(
 
     flat = [(_parts(local), value(path, is_stat)) for local, path, is_stat in stage.named()]
     module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
-    x = module(carry.x, Context(carry.batch, carry.shared, mode, key if mode.dropout else None))
+    x = module(carry.x, Context(carry.batch, carry.shared, mode, key if mode.dropout else None, memory))
     mutable = {}
     if mode.batch_stats:
         found = paths.flatten(nnx.as_pure(nnx.state(module, nnx.BatchStat)))

@@ -1,6 +1,6 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2 (Radford et al. 2019), as a reader of texts.
+"""GPT-2 (Radford et al. 2019), as a reader and a writer of texts.
 
     config = Config.from_published({"model_type": "gpt2", "n_embd": 768, ...})
     outputs = Backbone(config, rngs=nnx.Rngs(0))({"input_ids": ids, "attention_mask": mask})
@@ -25,17 +25,27 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.prenorm import Block, Norm
-from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, published_fields
+from tl_jax.nn.words import Words
+from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("gpt2",)
 INPUTS = ("input_ids", "attention_mask")
 POOLS = ("last", "mean")
-HEADS = {"GPT2ForSequenceClassification": ("classification", {"pool": "last", "bias": False})}
+HEADS = {
+    "GPT2LMHeadModel": ("language_model", {}),
+    "GPT2ForSequenceClassification": ("classification", {"pool": "last", "bias": False}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and rates, under their published names; `n_inner` is four times the width where None."""
+    """Sizes and rates, under their published names.
+
+    Attributes:
+      n_inner: four times the width where None.
+      tie_word_embeddings: whether the layer that predicts words is the embedding once more.
+      lm_head: whether that layer is built.
+    """
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -49,6 +59,8 @@ class Config:
     attn_pdrop: float = 0.1
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    lm_head: bool = False
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
@@ -67,8 +79,8 @@ class Config:
         return [{"i": i} for i in range(self.n_layer)]
 
     def without(self, pool: str) -> "Config":
-        """Without what a head with this pooling does not read: there is nothing."""
-        return self
+        """With the layer that predicts words where this is `lm_head`, and else without."""
+        return dataclasses.replace(self, lm_head=pool == "lm_head")
 
 
 class Embeddings(nnx.Module):
@@ -82,11 +94,12 @@ class Embeddings(nnx.Module):
 
     def __call__(self, ids_BT: jax.Array, context: Context):
         """int[B, T] -> float[B, T, D]."""
-        return dropout(self.word(ids_BT) + self.position(jnp.arange(ids_BT.shape[1])), self.dropout, context.key)
+        places = jnp.arange(ids_BT.shape[1]) if context.memory is None else context.memory.places_BT
+        return dropout(self.word(ids_BT) + self.position(places), self.dropout, context.key)
 
 
 class Backbone(chain.Backbone):
-    """Stages `stem`, `blocks/0` … and `norm`."""
+    """Stages `stem`, `blocks/0` … and `norm`, and `lm_head` where the config has one."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width = config.n_embd
@@ -110,6 +123,10 @@ class Backbone(chain.Backbone):
         self.norm = Norm(width, epsilon=config.layer_norm_epsilon, rngs=rngs)
         self.chains = nnx.static({"": ("stem", *(f"blocks/{i}" for i in range(config.n_layer)), "norm")})
         self.width = width
+        if config.lm_head:
+            tied = "stem/word/embedding" if config.tie_word_embeddings else None
+            init = nnx.initializers.normal(config.initializer_range)
+            self.add_stage("lm_head", Words(width, config.vocab_size, tied=tied, kernel_init=init, rngs=rngs))
 
     def begin(self, chain, batch, done) -> Carry:
         """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent.
@@ -148,11 +165,10 @@ SOURCES = {
             Rule("transformer.wpe.weight", "stem/position/embedding", SAME),
             Rule(f"{_HF}.attn.c_attn.weight", tuple(f"{path}/kernel" for path in _QKV), FUSED),
             Rule(f"{_HF}.attn.c_attn.bias", tuple(f"{path}/bias" for path in _QKV), FUSED),
-            *(Rule(f"{name}.weight", f"{path}/kernel", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR, SAME),
+            *norms(_NORM),
             Rule("score.weight", "head/kernel", LINEAR),
+            Rule("lm_head.weight", "lm_head/kernel", LINEAR),
         ),
         prefix="transformer.",
         # Older files hold the causal mask, and the embedding again as the layer that predicts words.
@@ -166,4 +182,5 @@ SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),
     (r"blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
     (r"stem/word/embedding", ("tensor", None)),
+    (r"lm_head/kernel", (None, "tensor")),
 )

@@ -1,6 +1,6 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Llama and the decoders of its form, Mistral, Qwen2 and Qwen3, as readers of texts (Touvron et al. 2023).
+"""Llama and the decoders of its form, Mistral, Qwen2 and Qwen3, as readers and writers of texts (Touvron et al. 2023).
 
     config = Config.from_published({"model_type": "llama", "hidden_size": 4096, ...})
     outputs = Backbone(config, rngs=nnx.Rngs(0))({"input_ids": ids, "attention_mask": mask})
@@ -26,14 +26,19 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation
 from tl_jax.nn.gated import GatedMLP, RMSNorm
-from tl_jax.nn.rope import Rope, rotate, tables
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.nn.rope import Rope, rotate, tables, turns
+from tl_jax.nn.words import Words
+from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 INPUTS = ("input_ids", "attention_mask")
 POOLS = ("last", "mean")
 _SCORE = ("classification", {"pool": "last", "bias": False})
-HEADS = {f"{name}ForSequenceClassification": _SCORE for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+_NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+HEADS = {
+    **{f"{name}ForCausalLM": ("language_model", {}) for name in _NAMES},
+    **{f"{name}ForSequenceClassification": _SCORE for name in _NAMES},
+}
 
 # What a kind says when its `config.json` does not, and what it has whatever that says.
 _DEFAULTS = {"mistral": {"num_key_value_heads": 8, "sliding_window": 4096}, "qwen3": {"head_dim": 128}}
@@ -56,6 +61,8 @@ class Config:
       qk_norm: queries and keys are normalised, head by head.
       windows: of each block, how many tokens it looks back over, its own included; None for all.
       rope: the rotary positions.
+      tie_word_embeddings: whether the layer that predicts words is the embedding once more.
+      lm_head: whether that layer is built.
     """
 
     vocab_size: int = 32000
@@ -76,6 +83,8 @@ class Config:
     qk_norm: bool = False
     windows: tuple[int | None, ...] = ()
     rope: Rope = Rope()
+    tie_word_embeddings: bool = False
+    lm_head: bool = False
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
@@ -92,8 +101,8 @@ class Config:
         return [{"i": i} for i in range(self.num_hidden_layers)]
 
     def without(self, pool: str) -> "Config":
-        """Without what a head with this pooling does not read: there is nothing."""
-        return self
+        """With the layer that predicts words where this is `lm_head`, and else without."""
+        return dataclasses.replace(self, lm_head=pool == "lm_head")
 
     @property
     def head_width(self) -> int:
@@ -159,7 +168,7 @@ class Attention(nnx.Module):
         self.value = linear(config.hidden_size, self.num_key_heads * width, bias)
         self.out = linear(self.num_heads * width, config.hidden_size, config.attention_bias)
         self.query_norm, self.key_norm = norm(), norm()
-        self.window, self.dropout = window, config.attention_dropout
+        self.window, self.dropout, self.rope = window, config.attention_dropout, config.rope
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
@@ -168,6 +177,8 @@ class Attention(nnx.Module):
         if self.query_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         cos_TH, sin_TH = context.shared["cos"], context.shared["sin"]
+        if context.memory is not None:
+            cos_TH, sin_TH = turns(self.rope, q_BTNH.shape[-1], context.memory.places_BT)
         y_BTNH = attend(
             rotate(q_BTNH, cos_TH, sin_TH),
             rotate(k_BTKH, cos_TH, sin_TH),
@@ -177,6 +188,7 @@ class Attention(nnx.Module):
             window=self.window,
             rate=self.dropout,
             key=context.key,
+            memory=context.memory,
         )
         return self.out(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
@@ -207,7 +219,7 @@ class Norm(RMSNorm):
 
 
 class Backbone(chain.Backbone):
-    """Stages `stem`, `blocks/0` … and `norm`."""
+    """Stages `stem`, `blocks/0` … and `norm`, and `lm_head` where the config has one."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -216,6 +228,10 @@ class Backbone(chain.Backbone):
         self.norm = Norm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
         self.chains = nnx.static({"": ("stem", *(f"blocks/{i}" for i in range(config.num_hidden_layers)), "norm")})
         self.width = config.hidden_size
+        if config.lm_head:
+            tied = "stem/word/embedding" if config.tie_word_embeddings else None
+            init = nnx.initializers.normal(config.initializer_range)
+            self.add_stage("lm_head", Words(self.width, config.vocab_size, tied=tied, kernel_init=init, rngs=rngs))
 
     def begin(self, chain, batch, done) -> Carry:
         """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent.
@@ -253,10 +269,10 @@ SOURCES = {
     "hf": Source(
         rules=(
             Rule("model.embed_tokens.weight", "stem/word/embedding", SAME),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
+            *dense(_LINEAR),
             *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
             Rule("score.weight", "head/kernel", LINEAR),
+            Rule("lm_head.weight", "lm_head/kernel", LINEAR),
         ),
         prefix="model.",
         ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\..*"),
@@ -269,4 +285,5 @@ SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/(gate|up))/bias", ("tensor",)),
     (r"blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
     (r"stem/word/embedding", ("tensor", None)),
+    (r"lm_head/kernel", (None, "tensor")),
 )

@@ -26,12 +26,17 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.gated import GatedMLP, RMSNorm
+from tl_jax.nn.memory import Recall, once
+from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
 
 MODEL_TYPES = ("t5",)
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 POOLS = ("pooler", "last", "mean")
-HEADS = {"T5ForSequenceClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "T5ForConditionalGeneration": ("language_model", {}),
+    "T5ForSequenceClassification": ("classification", {"pool": "pooler"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Config:
       num_decoder_layers: as many as `num_layers` where None.
       feed_forward_proj: the activation's name, behind `gated-` where the MLP is gated; `gated-gelu` is the tanh form.
       decoder_start_token_id: what the decoder reads first.
-      pooler: whether the first layer of a head is built.
+      tie_word_embeddings, scale_decoder_outputs: both, where the layer that predicts words is the embedding once more;
+        older files have the first alone.
+      pooler: whether the first layer of a head for classes is built; `lm_head`, whether the one that predicts words.
     """
 
     vocab_size: int = 32128
@@ -59,7 +66,10 @@ class Config:
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
     decoder_start_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool = True
     pooler: bool = True
+    lm_head: bool = False
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
@@ -76,7 +86,7 @@ class Config:
 
     def without(self, pool: str) -> "Config":
         """Without what a head with this pooling does not read."""
-        return dataclasses.replace(self, pooler=pool == "pooler")
+        return dataclasses.replace(self, pooler=pool == "pooler", lm_head=pool == "lm_head")
 
     @property
     def mlp(self) -> tuple[bool, str]:
@@ -118,13 +128,17 @@ class Attention(nnx.Module):
         self.out = linear(inner, width, inner)
         self.num_heads, self.rate = config.num_heads, config.dropout_rate
 
-    def __call__(self, x_BTD, y_BSD, mask_BS, key, bias=None, causal=False):
-        """float[B, T, D] from queries of `x_BTD` and keys of `y_BSD`; `bias` float[1, N, T, S]."""
+    def __call__(self, x_BTD, y_BSD, mask_BS, key, bias=None, causal=False, memory=None):
+        """float[B, T, D] from queries of `x_BTD` and keys of `y_BSD`; `bias` float[1 or B, N, T, S]. A `memory` keeps
+        what has been read of a sequence that grows, which is `causal`, and all of one that does not."""
+
+        def pairs():
+            return heads(self.key(y_BSD), self.num_heads), heads(self.value(y_BSD), self.num_heads)
+
         q_BTNH = heads(self.query(x_BTD), self.num_heads)
-        k_BSNH, v_BSNH = heads(self.key(y_BSD), self.num_heads), heads(self.value(y_BSD), self.num_heads)
-        found_BTNH = attend(
-            q_BTNH, k_BSNH, v_BSNH, mask_BS, bias=bias, causal=causal, scale=1.0, rate=self.rate, key=key
-        )
+        k_BSNH, v_BSNH = pairs() if causal else once(memory, pairs)
+        options = {"bias": bias, "causal": causal, "scale": 1.0, "rate": self.rate, "key": key}
+        found_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, mask_BS, memory=memory if causal else None, **options)
         return self.out(found_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 
@@ -137,12 +151,16 @@ class RelativeBias(Embed):
         super().__init__(count, config.num_heads, embedding_init=init, rngs=rngs)
         self.farthest, self.both_ways = config.relative_attention_max_distance, both_ways
 
-    def __call__(self, length: int):
-        """float[1, N, length, length]."""
+    def __call__(self, length: int, memory: Recall | None):
+        """float[1, N, length, length], or float[B, N, T, L] for the tokens and the columns of a memory."""
+        if memory is None:
+            ahead_BTS = (jnp.arange(length) - jnp.arange(length)[:, None])[None]
+        else:
+            ahead_BTS = memory.ahead()
+            length = ahead_BTS.shape[-1]
         places_R = buckets(np.arange(1 - length, length), self.both_ways, self.num_embeddings, self.farthest)
         bias_RN = super().__call__(jnp.asarray(places_R))
-        ahead_TS = jnp.arange(length) - jnp.arange(length)[:, None]
-        return bias_RN[ahead_TS + length - 1].transpose(2, 0, 1)[None]
+        return bias_RN[ahead_BTS + length - 1].transpose(0, 3, 1, 2)
 
 
 def buckets(ahead: np.ndarray, both_ways: bool, count: int, farthest: int) -> np.ndarray:
@@ -211,12 +229,12 @@ class Block(nnx.Module):
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
         in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp = keys(context.key, 6)
-        y_BTD, bias = self.attn_norm(x_BTD), self.bias(x_BTD.shape[1])
-        y_BTD = self.attn(y_BTD, y_BTD, context.batch["seen"], in_attn, bias, causal=self.decoder)
+        y_BTD, bias = self.attn_norm(x_BTD), self.bias(x_BTD.shape[1], context.memory)
+        y_BTD = self.attn(y_BTD, y_BTD, context.batch["seen"], in_attn, bias, self.decoder, context.memory)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
         if self.decoder:
             encoded_BSD, mask_BS = context.batch["encoded"], context.batch["encoded_mask"]
-            y_BTD = self.cross(self.cross_norm(x_BTD), encoded_BSD, mask_BS, in_cross)
+            y_BTD = self.cross(self.cross_norm(x_BTD), encoded_BSD, mask_BS, in_cross, memory=context.memory)
             x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_cross)
         return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD), in_mlp), self.dropout, after_mlp)
 
@@ -245,7 +263,7 @@ class Pooler(nnx.Linear):
 
 class Backbone(chain.Backbone):
     """Chains `encoder` (`stem`, `blocks/0` …, `encoder_norm`) and `decoder` (`decoder_stem`, its blocks, which are
-    counted on, `norm`, and `pooler` where the config has one)."""
+    counted on, `norm`, and `pooler` or `lm_head` where the config has one)."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -265,6 +283,18 @@ class Backbone(chain.Backbone):
         if config.pooler:
             init = nnx.initializers.normal(config.initializer_factor * config.d_model**-0.5)
             self.add_stage("pooler", Pooler(config.d_model, config.d_model, kernel_init=init, rngs=rngs))
+        if config.lm_head:
+            tied = config.tie_word_embeddings and config.scale_decoder_outputs
+            head = Words(
+                config.d_model,
+                config.vocab_size,
+                tied="stem/word/embedding" if tied else None,
+                # The embedding is of order 1, as the output of this layer should be.
+                scale=config.d_model**-0.5 if tied else 1.0,
+                kernel_init=nnx.initializers.normal(config.initializer_factor),
+                rngs=rngs,
+            )
+            self.add_stage("lm_head", head)
         self.width = config.d_model
 
     def begin(self, chain, batch, done) -> Carry:
@@ -318,6 +348,7 @@ SOURCES = {
             Rule("classification_head.dense.bias", "pooler/bias", SAME),
             Rule("classification_head.out_proj.weight", "head/kernel", LINEAR),
             Rule("classification_head.out_proj.bias", "head/bias", SAME),
+            Rule("lm_head.weight", "lm_head/kernel", LINEAR),
         ),
         prefix=_HF,
         # Older files hold the embedding for each chain again, and a bias that attention across them never read.
@@ -334,4 +365,5 @@ SHARDING = (
     (r"blocks/\d+/((attn|cross)/(query|key|value)|mlp/(gate|up))/kernel", (None, "tensor")),
     (r"blocks/\d+/((attn|cross)/out|mlp/down)/kernel", ("tensor", None)),
     (r"stem/word/embedding", ("tensor", None)),
+    (r"lm_head/kernel", (None, "tensor")),
 )

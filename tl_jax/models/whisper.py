@@ -26,15 +26,20 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.memory import once
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.waves import Projector
-from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
+from tl_jax.nn.words import Words
+from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("whisper",)
 INPUTS = ("input_features", "decoder_input_ids", "decoder_attention_mask")
 POOLS = ("mean", "pooler")
-HEADS = {"WhisperForAudioClassification": ("classification", {"pool": "pooler"})}
+HEADS = {
+    "WhisperForConditionalGeneration": ("language_model", {}),
+    "WhisperForAudioClassification": ("classification", {"pool": "pooler"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,9 @@ class Config:
 
     Attributes:
       decoder: whether it is built.
-      pooler: whether the projector of the published head follows the encoder.
+      tie_word_embeddings: whether the layer that predicts words is the decoder's embedding once more.
+      pooler: whether the projector of the published head for classes follows the encoder.
+      lm_head: whether the layer that predicts words follows the decoder.
     """
 
     vocab_size: int = 51865
@@ -63,8 +70,10 @@ class Config:
     max_source_positions: int = 1500
     max_target_positions: int = 448
     classifier_proj_size: int = 256
+    tie_word_embeddings: bool = True
     decoder: bool = True
     pooler: bool = False
+    lm_head: bool = False
 
     @classmethod
     def from_published(cls, data: dict[str, Any]) -> "Config":
@@ -83,8 +92,9 @@ class Config:
         return [{"e": e, "d": d, "b": encoder + d} for e, d in pairs]
 
     def without(self, pool: str) -> "Config":
-        """Without what a head with this pooling does not read: every head reads the encoder."""
-        return dataclasses.replace(self, decoder=pool == "", pooler=pool == "pooler")
+        """Without what a head with this pooling does not read: heads for classes read the encoder alone."""
+        kept = {"decoder": pool in ("", "lm_head"), "pooler": pool == "pooler", "lm_head": pool == "lm_head"}
+        return dataclasses.replace(self, **kept)
 
 
 class Stem(nnx.Module):
@@ -121,8 +131,8 @@ class Embeddings(nnx.Module):
 
     def __call__(self, ids_BT, context: Context):
         """int[B, T] -> float[B, T, D]."""
-        x_BTD = self.word(ids_BT) + self.position(jnp.arange(ids_BT.shape[1]))
-        return dropout(x_BTD, self.dropout, context.key)
+        places = jnp.arange(ids_BT.shape[1]) if context.memory is None else context.memory.places_BT
+        return dropout(self.word(ids_BT) + self.position(places), self.dropout, context.key)
 
 
 class Attention(nnx.Module):
@@ -136,11 +146,17 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.out = linear(), linear(use_bias=False), linear(), linear()
         self.num_heads, self.causal, self.dropout = num_heads, causal, config.attention_dropout
 
-    def __call__(self, x_BTD, source_BSD, mask_BS=None, key=None):
-        """float[B, T, D] -> float[B, T, D], from `source_BSD`, of which `mask_BS` may hide positions by 0."""
+    def __call__(self, x_BTD, source_BSD, mask_BS=None, key=None, memory=None):
+        """float[B, T, D] -> float[B, T, D], from `source_BSD`, of which `mask_BS` may hide positions by 0. A `memory`
+        keeps what has been read of a sequence that grows, and all of one that does not."""
+
+        def pairs():
+            return heads(self.key(source_BSD), self.num_heads), heads(self.value(source_BSD), self.num_heads)
+
         q_BTNH = heads(self.query(x_BTD), self.num_heads)
-        k_BSNH, v_BSNH = heads(self.key(source_BSD), self.num_heads), heads(self.value(source_BSD), self.num_heads)
-        y_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, mask_BS, causal=self.causal, rate=self.dropout, key=key)
+        k_BSNH, v_BSNH = pairs() if self.causal else once(memory, pairs)
+        grows = memory if self.causal else None
+        y_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, mask_BS, causal=self.causal, rate=self.dropout, key=key, memory=grows)
         return self.out(y_BTNH.reshape(x_BTD.shape))
 
 
@@ -164,10 +180,10 @@ class Block(nnx.Module):
         """float[B, T, D] -> float[B, T, D]."""
         in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp = keys(context.key, 6)
         y_BTD = self.attn_norm(x_BTD)
-        y_BTD = self.attn(y_BTD, y_BTD, context.batch.get("decoder_attention_mask"), in_attn)
+        y_BTD = self.attn(y_BTD, y_BTD, context.batch.get("decoder_attention_mask"), in_attn, context.memory)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
         if self.cross is not None:
-            y_BTD = self.cross(self.cross_norm(x_BTD), context.batch["source"], None, in_cross)
+            y_BTD = self.cross(self.cross_norm(x_BTD), context.batch["source"], None, in_cross, context.memory)
             x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_cross)
         y_BTD = activation(self.mlp.act)(self.mlp.up(self.mlp_norm(x_BTD)))
         y_BTD = self.mlp.down(dropout(y_BTD, self.inner_dropout, in_mlp))
@@ -184,7 +200,8 @@ class Norm(LayerNorm):
 
 class Backbone(chain.Backbone):
     """Chains `encoder` (`stem`, `blocks/0` …, `norm`, and `pooler` where the config has one) and, where the config has
-    it, `decoder` (`decoder_stem`, further `blocks`, `decoder_norm`), whose hidden states are then the output."""
+    it, `decoder` (`decoder_stem`, further `blocks`, `decoder_norm`, and `lm_head` where the config has one), whose
+    hidden states are then the output."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width = config.d_model
@@ -206,6 +223,10 @@ class Backbone(chain.Backbone):
             self.pooler = Projector(config.d_model, width, kernel_init=init, rngs=rngs)
             chains["encoder"] += ("pooler",)
         self.chains, self.width = nnx.static(chains), width
+        if config.lm_head:
+            tied = "decoder_stem/word/embedding" if config.tie_word_embeddings else None
+            init = nnx.initializers.normal(config.init_std)
+            self.add_stage("lm_head", Words(width, config.vocab_size, tied=tied, kernel_init=init, rngs=rngs))
 
     def begin(self, chain, batch, done) -> Carry:
         """`input_features` float[B, 2 `max_source_positions`, M] for the encoder; for the decoder `decoder_input_ids`
@@ -271,14 +292,13 @@ SOURCES = {
             Rule("decoder.embed_tokens.weight", "decoder_stem/word/embedding", SAME),
             Rule("decoder.embed_positions.weight", "decoder_stem/position/embedding", SAME),
             *(Rule(f"{name}.k_proj.weight", f"{path}/key/kernel", LINEAR) for name, path in _ATTENTION),
-            *(Rule(f"{name}.weight", f"{path}/kernel", LINEAR) for name, path in _LINEAR),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _LINEAR),
-            *(Rule(f"{name}.weight", f"{path}/scale", SAME) for name, path in _NORM),
-            *(Rule(f"{name}.bias", f"{path}/bias", SAME) for name, path in _NORM),
+            *dense(_LINEAR),
+            *norms(_NORM),
+            Rule("proj_out.weight", "lm_head/kernel", LINEAR),
         ),
         # Files of the network that writes text; the one with a head for classes has no such prefix.
         aliases=((r"^model\.", ""),),
-        # The layer that predicts words is the embedding once more.
+        # The layer that predicts words is mostly the embedding once more.
         ignored=(r"proj_out\..*",),
         optional=(r"decoder\..*", r"(projector|classifier)\..*"),
     )
@@ -288,4 +308,5 @@ SHARDING = (
     (r"blocks/\d+/((attn|cross)/(query|value)|mlp/up)/bias", ("tensor",)),
     (r"blocks/\d+/((attn|cross)/out|mlp/down)/kernel", ("tensor", None)),
     (r"decoder_stem/word/embedding", ("tensor", None)),
+    (r"lm_head/kernel", (None, "tensor")),
 )

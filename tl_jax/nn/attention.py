@@ -32,16 +32,17 @@ class SelfAttention(nnx.Module):
         self.out = linear()
         self.num_heads, self.dropout, self.causal = num_heads, dropout, causal
 
-    def __call__(self, x_BTD, mask_BS=None, key=None):
+    def __call__(self, x_BTD, mask_BS=None, key=None, memory=None):
         """float[B, T, D] -> float[B, T, D].
 
         Args:
           mask_BS: bool[B, S]; False positions are not attended to. An example without any True stays finite.
           key: for dropout of attention weights, or None.
+          memory: see `attend`.
         """
         q_BTNH = heads(self.query(x_BTD), self.num_heads)
         k_BSNH, v_BSNH = heads(self.key(x_BTD), self.num_heads), heads(self.value(x_BTD), self.num_heads)
-        y_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, mask_BS, causal=self.causal, rate=self.dropout, key=key)
+        y_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, mask_BS, causal=self.causal, rate=self.dropout, key=key, memory=memory)
         return self.out(y_BTNH.reshape(x_BTD.shape))
 
 
@@ -62,6 +63,7 @@ def attend(
     scale: float | None = None,
     rate: float = 0.0,
     key: jax.Array | None = None,
+    memory=None,
 ):
     """softmax(scale q k' + bias) v with the softmax in float32; a query that may attend to nothing stays finite.
 
@@ -74,11 +76,16 @@ def attend(
       window: of those, to the last `window` alone, its own included; None for all.
       scale: 1 / sqrt(H) where None.
       rate, key: dropout of the attention weights, as the published BERT trains; the library's attention has none.
+      memory: of a decoder that writes, an `nn.memory.Recall` or None. It adds the keys and values of the tokens before,
+        and knows better than `mask` which of them a query sees.
 
     Returns:
       float[B, T, N, H].
     """
-    assert window is None or causal, "a window looks back"
+    assert causal or (window is None and memory is None), "a window and a memory look back"
+    if memory is not None:
+        k_BSKH, v_BSKH, mask = memory.extend(k_BSKH, v_BSKH, window)
+        causal, window = False, None
     mask_BNTS = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1).astype(bool)
     if key is None or rate == 0.0:
         implementation = _implementation(q_BTNH, k_BSKH, mask_BNTS, bias)

@@ -50,7 +50,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]; `attention_mask` of the batch, where there is one, hides tokens."""
         in_attn, after_attn, after_mlp = keys(context.key, 3)
-        y_BTD = self.attn(self.attn_norm(x_BTD), context.batch.get("attention_mask"), in_attn)
+        y_BTD = self.attn(self.attn_norm(x_BTD), context.batch.get("attention_mask"), in_attn, context.memory)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
         return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, after_mlp)
 

@@ -65,18 +65,24 @@ def frequencies(rope: Rope, width: int) -> np.ndarray:
 
 def tables(rope: Rope, width: int, length: int) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, float32[length, width / 2] each, for positions from 0 on."""
+    return turns(rope, width, jnp.arange(length))
+
+
+def turns(rope: Rope, width: int, places: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, float32[..., width / 2] each, for positions int[...]."""
     scale = 1.0
     if rope.rope_type == "yarn":
         paper = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
         scale = paper if rope.attention_factor is None else rope.attention_factor
-    angles_TH = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies(rope, width).astype(np.float32)
-    return scale * jnp.cos(angles_TH), scale * jnp.sin(angles_TH)
+    angles = places.astype(jnp.float32)[..., None] * frequencies(rope, width).astype(np.float32)
+    return scale * jnp.cos(angles), scale * jnp.sin(angles)
 
 
 def rotate(x_BTNH, cos_TH, sin_TH):
-    """float[B, T, N, 2 H] -> the same shape and dtype; channel i is paired with channel i + H."""
+    """float[B, T, N, 2 H] -> the same shape and dtype; channel i is paired with channel i + H. Tables are [T, H], or
+    [B, T, H] where positions differ by row."""
     left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cos_T1H, sin_T1H = cos_TH[:, None], sin_TH[:, None]
+    cos_T1H, sin_T1H = cos_TH[..., None, :], sin_TH[..., None, :]
     turned = jnp.concatenate([left * cos_T1H - right * sin_T1H, right * cos_T1H + left * sin_T1H], axis=-1)
     return turned.astype(x_BTNH.dtype)
 

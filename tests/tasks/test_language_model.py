@@ -1,0 +1,136 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Language modelling: the loss of `transformers`, perplexity, and where the layer that predicts words comes from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import writers
+from safetensors.numpy import load_file, save_file
+
+import tl_jax
+from tl_jax.core import chain
+from tl_jax.core.errors import UserError
+from tl_jax.tasks.language_model import Config, Task
+
+LM = Task(Config(), (), ())
+
+
+def following(ids: np.ndarray) -> np.ndarray:
+    """The labels of a text: at each position the token after it, and none at the last."""
+    return np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -100)], axis=1)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "T5ForConditionalGeneration"])
+def test_losses_are_those_of_transformers(tmp_path, name):
+    """Example by example, the second with padding; a decoder alone, and one that an encoder tells what to write."""
+    import torch
+
+    reference, folder = writers.publish(name, tmp_path)
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(3, 40, (2, 7)), (np.arange(7) < [[7], [4]]).astype(np.int64)
+    wanted = np.where(mask == 1, rng.integers(3, 40, (2, 7)), -100)
+    if name.startswith("T5"):
+        batch = {"input_ids": ids, "attention_mask": mask}
+        # What the network reads is what it is to write, one token late, after the token that begins every text.
+        read = np.pad(np.where(wanted < 0, 0, wanted)[:, :-1], ((0, 0), (1, 0)))
+        outputs = tl_jax.load_pretrained(folder)({**batch, "decoder_input_ids": read})
+        labels, given = wanted, wanted
+    else:
+        batch = {"input_ids": ids, "attention_mask": mask}
+        outputs = tl_jax.load_pretrained(folder)(batch)
+        given = np.where(mask == 1, ids, -100)
+        labels = following(given)
+    losses, metrics = LM.loss(outputs, {"label": jnp.asarray(labels)})
+    for row in range(2):
+        tensors = {key: torch.from_numpy(value[row : row + 1]) for key, value in {**batch, "labels": given}.items()}
+        with torch.no_grad():
+            expected = reference(**tensors)
+        # Float32 sums of a few dozen terms in another order.
+        np.testing.assert_allclose(losses[row], expected.loss, rtol=1e-4)
+        counts = labels[row] >= 0
+        right = expected.logits[0].numpy().argmax(axis=1)[counts] == labels[row][counts]
+        np.testing.assert_allclose(metrics["accuracy"][row], right.mean(), rtol=1e-6)
+
+
+def test_positions_that_do_not_count_have_no_gradient():
+    """Neither they nor an example of which none counts, whose loss is 0."""
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    labels = jnp.array([[1, -100, 4], [-1, -1, -1]])
+    losses = LM.loss({"logits": logits}, {"label": labels})[0]
+    gradient = jax.grad(lambda x: LM.loss({"logits": x}, {"label": labels})[0].sum())(logits)
+    assert losses[0] > 0 and losses[1] == 0
+    np.testing.assert_array_equal(np.abs(gradient).sum(axis=2) > 0, np.array(labels) >= 0)
+
+
+def test_words_weigh_the_same_in_a_set():
+    """Whatever the length of the text they stand in; resamples weigh texts."""
+    logits = np.log([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], [[0.1, 0.8, 0.1], [1, 1, 1]]]).astype(np.float32)
+    labels = np.array([[0, 0], [2, -100]])
+    found = LM.measure({"logits": logits}, labels, np.array([[1.0, 1], [1, 0], [0, 2]]))
+    # Geometric means of 1 / chance: of 0.5, 0.2 and 0.1; of the first two; of the last.
+    np.testing.assert_allclose(found["perplexity"], [100 ** (1 / 3), 10**0.5, 10], rtol=1e-6)
+    np.testing.assert_allclose(found["accuracy"], [1 / 3, 1 / 2, 0])
+
+
+def test_labels_without_words_are_refused():
+    """None, one number an example, a text that asks for nothing."""
+    LM.check_labels(np.array([[1, -100], [-100, 2]]), ["x", "y"], "data")
+    for labels in (None, np.array([0, 1]), np.ones((2, 3))):
+        with pytest.raises(UserError, match="no words to predict"):
+            LM.check_labels(labels, ["x", "y"], "data")
+    with pytest.raises(UserError, match="y asks for no word"):
+        LM.check_labels(np.array([[1, 2], [-100, -100]]), ["x", "y"], "data")
+
+
+def test_t5_with_a_layer_of_words_of_its_own(tmp_path):
+    """As version 1.1 and Flan-T5: untied, and without the scale that the tied one has; saved bit for bit."""
+    import torch
+
+    reference, _ = writers.publish("T5ForConditionalGeneration", tmp_path / "tied", tie_word_embeddings=False)
+    reference.lm_head.weight = torch.nn.Parameter(torch.randn(40, 16))
+    reference.save_pretrained(tmp_path / "own")
+    loaded = tl_jax.load_pretrained(tmp_path / "own")
+    ids = np.arange(3, 10)[None]
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(ids)).logits
+    assert loaded.params["lm_head/kernel"].shape == (16, 40)
+    found = loaded({"input_ids": ids, "decoder_input_ids": ids})["logits"]
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    chain.merge_into(loaded.model, {path: jnp.array(leaf) for path, leaf in loaded.params.items()})
+    loaded.save(tmp_path / "saved")
+    source, saved = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "saved"))
+    assert source.keys() == saved.keys() and all((source[name] == saved[name]).all() for name in source)
+
+
+def test_a_tied_tensor_follows_under_all_its_names(tmp_path):
+    """A file that holds the embedding again as the layer of words: kept bit for bit, and changed with the embedding."""
+    _, folder = writers.publish("GPT2LMHeadModel", tmp_path / "once")
+    tensors = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = tl_jax.load_pretrained(folder)
+    assert "lm_head/kernel" not in loaded.params
+    loaded.save(tmp_path / "same")
+    params = loaded.params
+    chain.merge_into(loaded.model, {**params, "stem/word/embedding": params["stem/word/embedding"] + 1})
+    loaded.save(tmp_path / "moved")
+    same, moved = (load_file(tmp_path / name / "model.safetensors") for name in ("same", "moved"))
+    for name, tensor in tensors.items():
+        shift = 1 if name in ("lm_head.weight", "transformer.wte.weight") else 0
+        np.testing.assert_array_equal(same[name], tensor, err_msg=name)
+        np.testing.assert_array_equal(moved[name], tensor + np.float32(shift), err_msg=name)
+
+
+def test_stories260k_is_sure_of_its_own_story(shared_data):
+    """Real weights: the loss of the published logits."""
+    folder = shared_data / "weights" / "stories260k_llama"
+    reference = np.load(folder / "reference.npz")
+    ids = reference["input_ids"][None]
+    outputs, labels = tl_jax.load_pretrained(folder)({"input_ids": ids}), following(ids)
+    expected = LM.measure({"logits": reference["logits"][None]}, labels, np.ones((1, 1)))["perplexity"]
+    # Logits up to 20 in another order of sums.
+    np.testing.assert_allclose(np.exp(LM.loss(outputs, {"label": jnp.asarray(labels)})[0]), expected, rtol=1e-3)
+    assert expected < 1.6, "it wrote the story itself"
