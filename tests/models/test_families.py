@@ -169,18 +169,16 @@ def test_outputs_are_those_of_transformers(case):
 
 @pytest.mark.parametrize("case", ONE_EACH, indirect=True)
 def test_bfloat16_stays_bfloat16(case):
-    """Parameters cast to bfloat16: hidden states in it too, no stage widens them, and near those of float32."""
-    model, expected = case.loaded.model, case.loaded(case.batch)
-    chains = chain.split(model)[0]
-    found, _ = quick(
-        lambda params: chain.run_chains(model, chains, params, case.batch, lambda _: EVAL, dtype=jnp.bfloat16)
-    )(case.loaded.params)
-    for name, value in found.items():
-        if name.endswith(("last_hidden_state", "pooler_output")):
-            assert value.dtype == jnp.bfloat16, name
-        # 8 bits of mantissa through a few layers of order 1.
-        scale = float(jnp.abs(expected[name]).max())
-        assert float(jnp.abs(value.astype(jnp.float32) - expected[name]).mean()) < 0.05 * scale, name
+    """Parameters cast to bfloat16: hidden states in it too, no stage widens them. Nothing is computed but shapes."""
+    model = case.loaded.model
+    found, _ = jax.eval_shape(
+        lambda params: chain.run_chains(
+            model, chain.split(model)[0], params, case.batch, lambda _: EVAL, dtype=jnp.bfloat16
+        ),
+        case.loaded.params,
+    )
+    hidden = {name: value.dtype for name, value in found.items() if name.endswith(("hidden_state", "pooler_output"))}
+    assert hidden and set(hidden.values()) == {jnp.dtype(jnp.bfloat16)}, hidden
 
 
 def test_saved_files_are_the_source_bit_for_bit(case, tmp_path):
@@ -273,7 +271,11 @@ def test_every_row_of_the_key_map_is_needed(case):
 def test_swapped_rows_change_the_outputs(case):
     """So that the comparison above would notice two rows of one shape in each other's place."""
     params, indices, stats = case.loaded.params, case.loaded._checkpoint.config.indices(), case.stats()
-    forward = quick(lambda params: case.run(params)[0])
+
+    def forward(params):
+        # Compiled already, to compare the outputs.
+        return case.loaded._forward(params, case.loaded._inputs(case.batch))
+
     before, groups = forward(params), {}
     for row in case.loaded._source.rules:
         paths = tuple(path for rule in row.expand(indices) for path in rule.params if path in params)
