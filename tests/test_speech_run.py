@@ -16,11 +16,11 @@ from tl_jax.parallel import mesh as meshes
 
 _NETWORK = {
     "model_type": "wav2vec2",
-    "hidden_size": 64,
+    "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "conv_dim": [48] * 7,
+    "intermediate_size": 96,
+    "conv_dim": [24] * 7,
     "feat_extract_norm": "layer",
     "conv_bias": True,
     "do_stable_layer_norm": True,
@@ -43,7 +43,7 @@ def experiment(shared_data, tmp_path_factory):
         shutil.copy(shared_data / "speech" / "lj_speech" / "wavs" / f"{name}.wav", folder)
     lines = ["path\ttranscript", *(f"{name}.wav\t{text}" for name, text in CLIPS.items())]
     (folder / "all.tsv").write_text("\n".join(lines))
-    (folder / "two.tsv").write_text("\n".join(lines[:3]))
+    (folder / "one.tsv").write_text("\n".join(lines[:2]))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps(_NETWORK))
     extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": True}
@@ -54,7 +54,7 @@ def experiment(shared_data, tmp_path_factory):
         task=Task("ctc"),
         data=Data(
             "sounds",
-            path=str(folder / "two.tsv"),
+            path=str(folder / "one.tsv"),
             options={"text": "transcript"},
             validation=0.0,
             test=0.0,
@@ -63,12 +63,12 @@ def experiment(shared_data, tmp_path_factory):
             threads=0,
         ),
         plan=Plan("full", dropout="none"),
-        optimizer=Optimizer(learning_rate=3e-3, weight_decay=0.0),
-        train=Train(batch_size=2, eval_batch_size=1, steps=180),
+        optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.0),
+        train=Train(batch_size=1, steps=140),
     )
 
 
-def test_clips_are_written_down(experiment):
+def test_a_clip_is_written_down(experiment):
     """Over-fitted until no word is wrong: source, buckets, loss, greedy decoding and word error rate together."""
     engine = build(experiment, meshes.build(Mesh(), jax.devices()[:1]))
     state = engine.init()
@@ -78,13 +78,15 @@ def test_clips_are_written_down(experiment):
     found = evaluation.measure(engine, state, engine.sets["train"]).metrics
     assert before["wer"] > 0.5 and found["wer"] == 0.0 and found["cer"] == 0.0
     rows = engine.task.predictions(evaluation.outputs(engine, state, engine.sets["train"]))
-    assert [row["text"] for row in rows] == list(CLIPS.values())[:2]
+    assert [row["text"] for row in rows] == list(CLIPS.values())[:1]
 
 
 def test_a_run_of_it_is_judged_by_its_word_error_rate(experiment, tmp_path):
     """The smaller the better; the summary has it with an interval, and the run comes back."""
-    path = experiment.data.path.replace("two.tsv", "all.tsv")
+    path = experiment.data.path.replace("one.tsv", "all.tsv")
     split = {"data__path": path, "data__validation": 0.34, "data__test": 0.33}
+    # Half a second tells nothing of the words, but one size of input compiles one program.
+    split |= {"data__max_length": 8000, "data__buckets": ()}
     exp = makers.changed(experiment, train__steps=1, train__batch_size=8, train__eval_batch_size=8, **split)
     summary = runs.run(exp, tmp_path / "run", quiet=True)
     assert summary["metric"] == "wer" and summary["test"]["wer"] > 0
