@@ -38,9 +38,21 @@ def bert(folder: pathlib.Path, **changes) -> str:
     """A BERT from scratch with its tokenizer, as transformers would publish it; returns the folder's name."""
     published = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
     published |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32, **changes}
+    return network(folder, published)
+
+
+def network(folder: pathlib.Path, published: dict) -> str:
+    """A network for texts from scratch, with the tokenizer of `bert`."""
     _save(published, folder)
     _tokenizer(folder)
     return str(folder)
+
+
+def token_ids(folder: str, text: str) -> np.ndarray:
+    """int[1, T]."""
+    from tokenizers import Tokenizer
+
+    return np.array([Tokenizer.from_file(f"{folder}/tokenizer.json").encode(text).ids])
 
 
 def resnet(folder: pathlib.Path, **changes) -> str:

@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "load_pretrained": "tl_jax.pretrained",
     "Pretrained": "tl_jax.pretrained",
+    "load_adapter": "tl_jax.adapting",
+    "save_adapter": "tl_jax.adapting",
     "build": "tl_jax.engine",
     "run": "tl_jax.runs",
     "load_run": "tl_jax.runs",
@@ -22,7 +24,7 @@ _HOMES = {
     "zero_shot": "tl_jax.prompts",
     "UserError": "tl_jax.core.errors",
 }
-__all__ = ["Pretrained", "UserError", "build", "config", "load_pretrained", "load_run", "make_step", "run", "zero_shot"]
+__all__ = sorted([*_HOMES, "config"])
 
 
 def __getattr__(name: str):

@@ -10,16 +10,18 @@ import csv
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
-from tl_jax import config, evaluation
+from tl_jax import calibration, config, evaluation
+from tl_jax.adapting import save_adapter
 from tl_jax.core import folder as folders
 from tl_jax.core import plugins
 from tl_jax.core.errors import UserError
 from tl_jax.data.examples import Examples, joined
 from tl_jax.engine import Engine, kind_of
+from tl_jax.plan import adapters
 from tl_jax.pretrained import load_pretrained
 from tl_jax.runs import load_run, open_run
 from tl_jax.weights.from_torch import convert_in_subprocess
@@ -47,7 +49,8 @@ def evaluate_run(workdir: str, path: str | None = None) -> dict[str, Any]:
 
 
 def predict_file(workdir: str, path: str, output: str) -> int:
-    """Write one CSV row an example: its key and what the task predicts, such as the class and the chance of each.
+    """Write one CSV row an example: its key and what the task predicts, such as the class and the chance of each
+    (at the run's temperature, where it was calibrated).
 
     Args:
       path: a folder of images or sounds, one of them, a table, questions in the JSON of SQuAD, or a `.txt` file with
@@ -62,7 +65,11 @@ def predict_file(workdir: str, path: str, output: str) -> int:
         raise UserError(output, "exists", "give a new file")
     engine, state = open_run(workdir)
     examples = engine.task.windows(_unlabelled(engine, path), engine.transform)
-    rows = engine.task.predictions(evaluation.outputs(engine, state, examples))
+    outputs = evaluation.outputs(engine, state, examples)
+    temperature = calibration.saved_temperature(workdir)
+    if temperature is not None:
+        outputs = {**outputs, "logits": outputs["logits"] / temperature}
+    rows = engine.task.predictions(outputs)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
     with open(temporary, "w", newline="") as stream:
@@ -80,14 +87,16 @@ def convert(source: str, target: str) -> str:
     return f"{pretrained.receipt}\nwritten to {target}"
 
 
-def export(workdir: str, target: str) -> str:
-    """Write a run's adapted network as `transformers` reads it, with a model card of the run's facts.
+def export(workdir: str, target: str, form: Literal["hf", "peft"] = "hf") -> str:
+    """Write a run's adapted network with a model card of the run's facts: as `transformers` reads it, adapters folded
+    into their kernels, or its adapters and head as PEFT reads them.
 
     Returns:
-      What to load it with.
+      What to load it with, and whether adapters were folded in.
 
     Raises:
-      UserError: no run there, a folder that is not empty, or a head that no class of `transformers` has.
+      UserError: no run there, a folder that is not empty, a head that no class of `transformers` has, or adapters that
+        the form has no place for.
     """
     summary = folders.read_json(epath.Path(workdir) / "summary.json")
     if summary is None:
@@ -102,9 +111,16 @@ def export(workdir: str, target: str) -> str:
             f"no class of transformers has the head {ours['task']} with {options}",
             "train with another task.options.pool, or keep to load_run, which reads every run",
         )
-    pretrained.save(target)
+    if form == "peft":
+        save_adapter(pretrained, target)
+        base = f"transformers.{heads[0]}.from_pretrained({pretrained.receipt.source!r}, …)"
+        how = f"peft.PeftModel.from_pretrained({base}, {target!r})"
+    else:
+        pretrained.merge().save(target)
+        how = f"transformers.{heads[0]}.from_pretrained({target!r})"
+        how += ", the adapters folded into its kernels" * bool(adapters.installed(pretrained.model))
     (pathlib.Path(target) / "README.md").write_text(_card(pretrained, summary))
-    return f"{heads[0]}.from_pretrained({target!r})"
+    return how
 
 
 def _card(pretrained, summary: Mapping[str, Any]) -> str:

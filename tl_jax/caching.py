@@ -53,7 +53,9 @@ class Cache:
             return "a chain of the network begins above the cut"
         if engine.exp.data.augment:
             return "data.augment changes the images from epoch to epoch"
-        if engine.steps <= engine.steps_per_epoch:
+        if engine.step.mix is not None:
+            return "train.mixup or train.cutmix changes the images in every step"
+        if engine.steps <= engine.steps_per_epoch and engine.exp.data.sampler == "shuffle":
             return "no example is seen twice"
         if jax.tree.leaves([carry.shared for carry in self._kept.values()]):
             return "tables that belong to no example cross the cut"
@@ -130,6 +132,7 @@ class Cache:
             outputs, _ = cut.run_suffix(
                 engine.model, engine.chains, engine.plan.cut, crossing, params, batch, lambda _: EVAL
             )
-            return {name: outputs[name] for name in engine.task.outputs}, engine.task.loss(outputs, batch)
+            losses = engine.task.loss(outputs, batch), engine.task.training_loss(outputs, batch)
+            return {name: outputs[name] for name in engine.task.outputs if name in outputs}, losses
 
         return used(above, (crossing, params, batch))[0]

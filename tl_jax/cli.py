@@ -31,9 +31,14 @@ python launch.py [VERB] [--config=CONFIG] [--workdir=DIR] [--config.FIELD=VALUE 
   eval     --workdir=R [--input=PATH]                      metrics of a run on its test split, or on labelled PATH
   predict  --workdir=R --input=PATH --output=F.csv         classes of images or texts
   compare  R1 R2 ...                                       a Markdown table of runs, mean and deviation over seeds
+  average  R [--to=DIR]                                    between a run's pretrained and tuned weights (WiSE-FT)
+           R1 R2 ... [--to=DIR]                            uniform and greedy soup of runs that began alike; the network
+                                                           that is best on validation goes to --to, as export writes it
+  calibrate  --workdir=R                                   fit a temperature on validation; predict uses it from then on
   convert  --from=DIR --to=DIR                             read published weights, write them again, checked
            --from-torch=FILE --to=DIR                      a PyTorch file as safetensors
   export   --workdir=R --to=DIR [--format=hf]              a run's network as transformers reads it, with a model card
+           --workdir=R --to=DIR --format=peft              its adapters alone, as PEFT reads them
   plan     --config=CONFIG                                 what would train, at which rate, its cost and memory
 
 CONFIG is a .py file, a run's config.json, or a name: """
@@ -51,7 +56,7 @@ class _Flags:
         define("from", None, "Folder or hub id to convert.")
         define("from_torch", None, "PyTorch file to convert.")
         define("to", None, "New folder to write to.")
-        define("format", "hf", "Layout to export to: hf, files for transformers.")
+        define("format", "hf", "Layout to export to: hf, files for transformers; peft, the adapters alone.")
         define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
         define("compile_cache", None, "Folder to keep compiled programs in; by default one of yours; 'off' for none.")
         flags.DEFINE_integer("num_processes", None, "Processes in all, with --coordinator.")
@@ -203,16 +208,19 @@ def _eval(FLAGS, words, exp) -> dict[str, Any]:
 
 
 def _predict(FLAGS, words, exp) -> dict[str, Any]:
-    from tl_jax import apply
+    from tl_jax import apply, calibration
 
     _no_more(words, "predict")
     for name in ("input", "output"):
         if not FLAGS[name].value:
             raise UserError(f"--{name}", "is missing")
     count = apply.predict_file(_workdir(FLAGS), FLAGS.input, FLAGS.output)
+    temperature = calibration.saved_temperature(_workdir(FLAGS))
     if not FLAGS.json:
         print(f"{count} predictions in {FLAGS.output}")
-    return {"predictions": count, "output": FLAGS.output}
+        if temperature is not None:
+            print(f"their probabilities are at temperature {temperature:.4g} (calibration.json)")
+    return {"predictions": count, "output": FLAGS.output, "temperature": temperature}
 
 
 def _compare(FLAGS, words, exp) -> dict[str, Any]:
@@ -224,6 +232,28 @@ def _compare(FLAGS, words, exp) -> dict[str, Any]:
     if not FLAGS.json:
         print(text)
     return {"table": text}
+
+
+def _average(FLAGS, words, exp) -> dict[str, Any]:
+    from tl_jax import averaging
+
+    found = averaging.average_runs(words, FLAGS.to)
+    if not FLAGS.json:
+        print(found["table"])
+        if FLAGS.to:
+            print(f"It is in {FLAGS.to}.")
+    return found
+
+
+def _calibrate(FLAGS, words, exp) -> dict[str, Any]:
+    from tl_jax import calibration
+    from tl_jax.report import table
+
+    _no_more(words, "calibrate")
+    found = calibration.calibrate_run(_workdir(FLAGS))
+    if not FLAGS.json:
+        print(f"{table.calibrated(found)}\n\ntemperature {found['temperature']:.4g}; predict uses it from now on")
+    return found
 
 
 def _convert(FLAGS, words, exp) -> dict[str, Any]:
@@ -243,13 +273,13 @@ def _export(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import apply
 
     _no_more(words, "export")
-    if FLAGS.format != "hf":
-        raise UserError("--format", f"is {FLAGS.format!r}, must be hf")
+    if FLAGS.format not in ("hf", "peft"):
+        raise UserError("--format", f"is {FLAGS.format!r}, must be hf or peft")
     if not FLAGS.to:
         raise UserError("--to", "is missing", "name a new folder")
-    text = apply.export(_workdir(FLAGS), FLAGS.to)
+    text = apply.export(_workdir(FLAGS), FLAGS.to, FLAGS.format)
     if not FLAGS.json:
-        print(f"written; load it with transformers.{text}")
+        print(f"written; load it with {text}")
     return {"to": FLAGS.to}
 
 
@@ -273,6 +303,8 @@ _VERBS: dict[str, Callable[[Any, Sequence[str], config.Experiment | None], dict[
     "eval": _eval,
     "predict": _predict,
     "compare": _compare,
+    "average": _average,
+    "calibrate": _calibrate,
     "convert": _convert,
     "export": _export,
     "plan": _plan,

@@ -81,6 +81,8 @@ class Data:
       augment: random changes of training images: `flip`, `crop`, in order.
       max_length: tokens of a text, or samples of a sound, at most; longer ones are cut there.
       buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one.
+      sampler: `shuffle` shows every training example once an epoch; `balanced` shows every class equally often in an
+        epoch of the same length, rare examples several times and only a part of the frequent ones, another each time.
       threads: reading threads; 0 reads in the training thread.
     """
 
@@ -97,16 +99,44 @@ class Data:
     augment: tuple[Literal["flip", "crop"], ...] = ()
     max_length: int = 128
     buckets: tuple[int, ...] = ()
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
     threads: int = 2
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is put beside a kernel, to train in its place; see `nn.adapters` for the formulas.
+
+    Attributes:
+      kind: `lora`; `dora`, which learns the length of the kernel's columns too; `ia3`, one factor an output;
+        `bottleneck`, a small network after the layer, which no kernel can take in and PEFT's files do not know.
+      rank: numbers between the two layers of a `lora`, `dora` or `bottleneck`.
+      alpha: the change of a `lora` or `dora` counts alpha / rank times; as the rank where None.
+      use_rslora: alpha / √rank times instead.
+      feedforward: an `ia3` scales the inputs of its layer instead of the outputs.
+    """
+
+    kind: Literal["lora", "dora", "ia3", "bottleneck"] = "lora"
+    rank: int = 8
+    alpha: float | None = None
+    use_rslora: bool = False
+    feedforward: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """What happens to every parameter: patterns over `/` paths (`re.fullmatch`), first match wins.
 
+    Where there are adapters, they train, and the head, and of all else what `train` names. A pattern of `lr` or `decay`
+    reaches the parameters of adapters only if it names them, as `.*/lora/.*`, `.*/ia3/.*` or `.*/bottleneck/.*`:
+    `lr=((".*/lora/b/kernel", 16.0),)` is LoRA+ (Hayou et al. 2024).
+
     Attributes:
-      preset: `full`, `linear_probe`, `last_n`, `norm_only` or `bias_only`; its lists come after those given here.
+      preset: `full`, `linear_probe`, `last_n`, `norm_only`, `bias_only`, or `lora` on the queries and values of every
+        block; its lists come after those given here.
       n: how many blocks `last_n` trains, with everything after them.
+      rank: of the preset `lora`; 8 where None.
+      adapters: by pattern of kernels, `((r"blocks/.*/attn/(query|value)/kernel", Adapter("lora", rank=8)),)`.
       train: patterns of what trains; all else is frozen.
       lr: multiples of the learning rate; 1 where none matches.
       layer_decay: multiply the rate by this once more for every stage further from the head.
@@ -116,8 +146,10 @@ class Plan:
       dropout: `suffix` draws dropout from the cut on, `all` in every stage, `none` nowhere.
     """
 
-    preset: Literal["full", "linear_probe", "last_n", "norm_only", "bias_only"] | None = None
+    preset: Literal["full", "linear_probe", "last_n", "norm_only", "bias_only", "lora"] | None = None
     n: int | None = None
+    rank: int | None = None
+    adapters: tuple[tuple[str, Adapter], ...] = ()
     train: tuple[str, ...] = ()
     lr: Rules = ()
     layer_decay: float | None = None
@@ -168,6 +200,13 @@ class Train:
       cache: compute what crosses the cut once and keep it in memory, instead of in every epoch: `auto` where that saves
         work and fits, `on` or a refusal that says why not, `off` never.
       restore_best: test the best checkpoint by validation instead of the last.
+      mixup, cutmix: mix the training images of a batch in pairs, by blending or by a box, and their labels with them; a
+        number is the alpha of the shares' Beta distribution, 0 for never. Both: one or the other in every batch.
+      l2_sp: strength of L2-SP, which holds what trains near the weights that were loaded: half of this times the
+        squared distance is added to the loss. In place of `optimizer.weight_decay`, which is then best set to 0.
+      l2_sp_fresh: the same for trained parameters that were not loaded, which it holds near zero; goes with `l2_sp`.
+      ema: decay of a moving average of the trained parameters, which is then what is evaluated and written; it rises to
+        this over the first steps. 0 for none. Running statistics are averages already and stay as they are.
       deterministic: the same bits again on a GPU, at the price of slower kernels (CPU and TPU always are). The command
         line tells XLA; a program that builds an engine itself sets `XLA_FLAGS` before JAX starts, or is refused.
     """
@@ -184,6 +223,11 @@ class Train:
     patience: int | None = None
     cache: Literal["auto", "on", "off"] = "auto"
     restore_best: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    l2_sp: float = 0.0
+    l2_sp_fresh: float = 0.0
+    ema: float = 0.0
     deterministic: bool = False
 
 
@@ -294,6 +338,11 @@ def validate(exp: Experiment, where: str = "config") -> None:
     for name in ("epochs", "steps", "eval_batch_size", "eval_every", "save_every", "patience"):
         value = getattr(train, name)
         need(value is None or 0 < value < math.inf, f"train.{name} is {value}, must be above 0 and finite")
+    for name in ("mixup", "cutmix", "l2_sp", "l2_sp_fresh"):
+        value = getattr(train, name)
+        need(0 <= value < math.inf, f"train.{name} is {value}, must be at least 0 and finite")
+    need(0 <= train.ema < 1, f"train.ema is {train.ema}, must be in [0, 1)")
+    need(train.l2_sp > 0 or not train.l2_sp_fresh, "train.l2_sp_fresh goes with train.l2_sp, and only with it")
     need(
         train.batch_size % max(train.accumulate, 1) == 0,
         f"train.batch_size {train.batch_size} is not divisible by train.accumulate {train.accumulate}",
@@ -315,6 +364,15 @@ def validate(exp: Experiment, where: str = "config") -> None:
     need(plan.layer_decay is None or 0 < plan.layer_decay <= 1, "plan.layer_decay must be in (0, 1]")
     need((plan.preset == "last_n") == (plan.n is not None), "plan.n goes with plan.preset=last_n, and only with it")
     need(plan.n is None or plan.n >= 1, "plan.n must be at least 1")
+    need(plan.preset == "lora" or plan.rank is None, "plan.rank goes with plan.preset=lora, and only with it")
+    need(plan.rank is None or plan.rank >= 1, "plan.rank must be at least 1")
+    for pattern, adapter in plan.adapters:
+        at = f"plan.adapters: {adapter.kind} on {pattern!r}"
+        low = adapter.kind in ("lora", "dora")
+        need(adapter.rank >= 1, f"{at} has rank {adapter.rank}, must be at least 1")
+        need(adapter.alpha is None or 0 < adapter.alpha < math.inf, f"{at} has alpha {adapter.alpha}, must be above 0")
+        need(low or (adapter.alpha is None and not adapter.use_rslora), f"{at} has no alpha and no use_rslora")
+        need(adapter.kind == "ia3" or not adapter.feedforward, f"{at} has no feedforward")
     need(all(v >= 0 for _, v in plan.lr), "plan.lr has a negative multiple")
     need(all(v >= 0 for _, v in plan.decay), "plan.decay has a negative weight decay")
     axes = (exp.mesh.data, exp.mesh.fsdp, exp.mesh.tensor)

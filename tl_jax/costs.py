@@ -32,7 +32,8 @@ class Figures:
 
     Attributes:
       flops_per_step: of the compiled step, accumulation unrolled, over all devices.
-      memory: by part: frozen, trained, statistics, optimizer, batch, temporaries (gradients and activations).
+      memory: by part: frozen, trained, statistics, optimizer, ema and anchor (where kept), batch, temporaries
+        (gradients and activations).
       memory_limit: what one device has.
       batch_size_that_fits: the largest, of multiples of the mesh, by a straight line through two compiled sizes.
     """
@@ -93,7 +94,8 @@ def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None)
     """The compiled step for a batch of this size, from abstract arguments."""
     step = engine.step
     if accumulate is not None:
-        step = Step(engine.step.objective, engine.tx, accumulate=accumulate, schedule=engine.schedule)
+        parts = {name: getattr(step, name) for name in ("schedule", "mix", "anchor", "ema")}
+        step = Step(engine.step.objective, engine.tx, accumulate=accumulate, **parts)
     return step.core.lower(*_arguments(engine, batch_size)).compile()
 
 
@@ -110,9 +112,13 @@ def _arguments(engine: Engine, batch_size: int) -> tuple[dict[str, Any], dict[st
         "stats": {path: by_path[path] for path in engine.plan.moving},
         "opt_state": jax.tree.map(_on, jax.eval_shape(engine.tx.init, trained), engine.shardings()["opt_state"]),
     }
+    if engine.step.ema:
+        moving["ema"] = trained
     moves = {*engine.plan.trained, *engine.plan.moving}
     key = jax.eval_shape(lambda: jax.random.key(0))
     constant = {"frozen": {p: leaf for p, leaf in by_path.items() if p not in moves}, "key": _on(key, whole)}
+    anchor = engine.step.anchor
+    constant["anchor"] = {} if anchor is None else {path: by_path[path] for path in anchor.loaded}
     return moving, constant, engine.abstract_batch(batch_size)
 
 
@@ -133,6 +139,8 @@ def _memory(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
         "trained": size(moving["trained"]),
         "statistics": size(moving["stats"]),
         "optimizer": size(moving["opt_state"]),
+        **({"ema": size(moving["ema"])} if "ema" in moving else {}),
+        **({"anchor": size(constant["anchor"])} if constant["anchor"] else {}),
         "batch": size(batch),
         "temporaries": int(compiled.memory_analysis().temp_size_in_bytes),
     }

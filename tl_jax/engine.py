@@ -39,6 +39,8 @@ from tl_jax.plan.resolve import Resolved, resolve
 from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
 from tl_jax.train import optimizer, schedule
 from tl_jax.train.activations import Activations, StoredRows
+from tl_jax.train.anchor import Anchor
+from tl_jax.train.mixing import Mix
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
@@ -59,7 +61,7 @@ class Engine:
       model: the network, abstract, head included.
       chains: its stages.
       plan: what happens to every parameter.
-      steps: updates in the whole run; `steps_per_epoch` of them see every training example once.
+      steps: updates in the whole run; `steps_per_epoch` of them see as many training examples as there are.
       schedule, tx: the learning rate by step, and the optimizer over trained parameters.
       step: the training step; `train_step` and `step_fn` are it, jitted and not.
       callbacks: told of what happens in `runs.run`.
@@ -85,8 +87,13 @@ class Engine:
     stores: dict[str, Activations] = dataclasses.field(default_factory=dict)
 
     @property
+    def add_head(self):
+        """What puts the task's stages and the plan's adapters on a network."""
+        return pretrained.adder(self.task, self.exp.plan, self.checkpoint)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Updates that see every training example once."""
+        """Updates that see as many training examples as there are: each once, unless `data.sampler` draws them."""
         return self.train_plan.steps_per_epoch
 
     def init(self) -> State:
@@ -95,15 +102,11 @@ class Engine:
 
     def init_with_receipt(self) -> tuple[State, Loaded]:
         """The state at step 0, and what loading did."""
-        # A random network keeps its tokenizer and preprocessor, which come from the same folder as the weights.
-        checkpoint = self.checkpoint
-        if self.exp.model.init == "random":
-            checkpoint = dataclasses.replace(checkpoint, folder=None)
         key = jax.random.key(self.exp.seed)
         loaded = pretrained.load(
-            checkpoint,
+            _read(self.exp.model, self.checkpoint),
             self.model,
-            pretrained.adder(self.task),
+            self.add_head,
             fresh=self.exp.model.fresh,
             key=jax.random.fold_in(key, 0),
             dtype="float32",
@@ -120,7 +123,8 @@ class Engine:
 
         # Made where they lie: `device_put` reaches no device of another process.
         step, key = jax.jit(first, out_shardings=sharding.replicated(self.mesh))()
-        state = initial_state(params, self.plan.trained, self.plan.moving, self.tx, key, shardings)
+        groups, kept = (self.plan.trained, self.plan.moving), (self.step.anchor, bool(self.step.ema))
+        state = initial_state(params, *groups, self.tx, key, shardings, *kept)
         return dataclasses.replace(state, step=step)
 
     def train_step(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
@@ -139,9 +143,12 @@ class Engine:
             outputs, _ = cut.run_suffix(
                 self.model, self.chains, below, crossing, params, batch, lambda _: EVAL, dtype=self._dtype
             )
-            losses = {"loss": self.task.loss(outputs, batch)[0]} if "label" in batch else {}
+            found = dict(outputs)
+            if "label" in batch:
+                losses, metrics = self.task.loss(outputs, batch)
+                found |= {**metrics, "loss": losses}
             # Copied to every device: the host then reads it whole, on any number of processes.
-            kept = {name: outputs[name] for name in self.task.outputs} | losses
+            kept = {name: found[name] for name in (*self.task.outputs, "loss") if name in found}
             kept |= {name: batch[name] for name in ("weight", "id") if name in batch}
             return jax.lax.with_sharding_constraint(kept, sharding.replicated(self.mesh))
 
@@ -153,7 +160,7 @@ class Engine:
         batch = self.place(batch)
         if "weight" not in batch:
             batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
-        return self._eval(state.params, batch)
+        return self._eval(state.adapted, batch)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A batch of this process' rows as global arrays, sharded by example; arrays on devices stay."""
@@ -222,18 +229,23 @@ class Engine:
         _, params = chain.split(self.model)
         by_path = sharding.param_shardings(params, self.mesh, self.checkpoint.family.SHARDING)
         ours = {path: params[path] for path in self.plan.trained}
+        trained = {path: by_path[path] for path in self.plan.trained}
         return {
             "step": sharding.replicated(self.mesh),
-            "trained": {path: by_path[path] for path in self.plan.trained},
+            "trained": trained,
+            **({"ema": trained} if self.exp.train.ema else {}),
             "stats": {path: by_path[path] for path in self.plan.moving},
             "opt_state": sharding.opt_state_shardings(self.tx, ours, by_path, self.mesh),
         }
 
     def to_pretrained(self, state: State) -> Pretrained:
-        """The adapted network: callable, and `save(folder)` writes the published layout."""
+        """The adapted network: callable, and `save(folder)` writes the published layout, of `merge()` if the plan has
+        adapters."""
         _, loaded = self.init_with_receipt()
-        base = {**loaded.params, **{path: state.params[path] for path in (*self.plan.trained, *self.plan.moving)}}
-        model = pretrained.abstract(self.checkpoint, pretrained.adder(self.task))
+        # What was initialised is the state's too, frozen or not: another version of JAX may draw other numbers.
+        ours = (*self.plan.trained, *self.plan.moving, *loaded.receipt.fresh)
+        base = {**loaded.params, **{path: state.adapted[path] for path in ours}}
+        model = pretrained.abstract(self.checkpoint, self.add_head)
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
         published["tl_jax"] = {"task": self.exp.task.name, "options": dataclasses.asdict(self.task.config)}
@@ -283,6 +295,8 @@ def build(
     task = tasks.Task(options, tuple(train.classes if classes is None else classes), checkpoint.family.POOLS)
     for split, examples in sets.items():
         task.check_labels(examples.labels, examples.keys, f"data ({split})")
+    if train:
+        task.prepare(train.labels)
     if exp.train.metric is not None and exp.train.metric not in task.metrics:
         raise UserError("train.metric", f"is {exp.train.metric!r}, must be one of {', '.join(task.metrics)}")
     checkpoint = checkpoint.for_pool(task.pool)
@@ -290,22 +304,29 @@ def build(
     sets = {split: task.windows(examples, transform) for split, examples in sets.items()}
     train = sets.get("train")
 
-    model = pretrained.abstract(checkpoint, pretrained.adder(task))
+    model = pretrained.abstract(checkpoint, pretrained.adder(task, exp.plan, checkpoint))
     chains, params = chain.split(model)
     plan = resolve(exp.plan, chains, params, exp.optimizer.weight_decay, getattr(model, "reads", None))
     train_plan, steps = None, 1
     if train:
         lengths, seed = transform.lengths(train), exp.seed
         buckets = _buckets(exp.data)
+        drawn_by = _sampled_classes(exp.data, train)
         train_plan = BatchPlan(
-            len(train), exp.train.batch_size, seed=seed, shuffle=True, lengths=lengths, buckets=buckets
+            len(train),
+            exp.train.batch_size,
+            seed=seed,
+            shuffle=True,
+            lengths=lengths,
+            buckets=buckets,
+            classes=drawn_by,
         )
         steps = exp.train.steps or max(1, round(exp.train.epochs * train_plan.steps_per_epoch))
     rate = schedule.build(exp.optimizer, steps)
     frozen = set(params) - set(plan.trained)
     tx = optimizer.build(exp.optimizer, rate, lr=plan.lr, decay=plan.decay, frozen=frozen)
     dtype = jnp.bfloat16 if exp.model.dtype == "bfloat16" else None
-    objective = ChainObjective(model, chains, plan, task.loss, dtype)
+    objective = ChainObjective(model, chains, plan, task.training_loss, dtype)
     engine = Engine(
         exp, mesh, sets, transform, task, checkpoint, model, chains, plan, train_plan, steps, rate, tx, None, callbacks
     )
@@ -314,6 +335,9 @@ def build(
         tx,
         accumulate=exp.train.accumulate,
         schedule=rate,
+        mix=_mix(exp.train, task, checkpoint),
+        anchor=_anchor(exp, checkpoint, model, plan.trained) if train else None,
+        ema=exp.train.ema,
         place=engine.place,
         out_shardings=engine.shardings(),
     )
@@ -344,6 +368,43 @@ def _task_options(task: config.Task, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _buckets(data: config.Data) -> tuple[int, ...]:
     return tuple(sorted({*data.buckets, data.max_length}))
+
+
+def _sampled_classes(data: config.Data, train: Examples) -> np.ndarray | None:
+    """By what the training examples are drawn, if not all alike."""
+    if data.sampler == "shuffle":
+        return None
+    if train.labels is None or train.labels.ndim != 1:
+        raise UserError("data.sampler", "is balanced, which needs one class an example", "set data.sampler=shuffle")
+    return train.labels
+
+
+def _mix(train: config.Train, task, checkpoint: Checkpoint) -> Mix | None:
+    """How training images are mixed, where the config asks for it."""
+    asked = [f"train.{name}" for name in ("mixup", "cutmix") if getattr(train, name)]
+    if not asked:
+        return None
+    if kind_of(checkpoint) != "image" or not task.soft_labels:
+        raise UserError(" and ".join(asked), "mixes images and their classes, this run has other data", "set it to 0")
+    return Mix(checkpoint.family.INPUTS[0], len(task.classes), train.mixup, train.cutmix)
+
+
+def _anchor(exp: config.Experiment, checkpoint: Checkpoint, model, trained: Sequence[str]) -> Anchor | None:
+    """What L2-SP holds, where the config asks for it."""
+    if not exp.train.l2_sp:
+        return None
+    started = pretrained.foresee(_read(exp.model, checkpoint), model, exp.model.fresh).fresh
+    fresh = tuple(path for path in trained if path in started)
+    if len(fresh) == len(trained):
+        raise UserError("train.l2_sp", "holds loaded weights, and nothing that trains was loaded", "set it to 0")
+    loaded = tuple(path for path in trained if path not in started)
+    return Anchor(loaded, fresh, exp.train.l2_sp, exp.train.l2_sp_fresh)
+
+
+def _read(model: config.Model, checkpoint: Checkpoint) -> Checkpoint:
+    """Where weights are read from: a random network keeps its tokenizer and preprocessor, which lie in the same folder,
+    but reads nothing of it."""
+    return dataclasses.replace(checkpoint, folder=None) if model.init == "random" else checkpoint
 
 
 def _checkpoint(model: config.Model) -> Checkpoint:

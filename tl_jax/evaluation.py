@@ -44,12 +44,16 @@ def measure(engine: Engine, state: State, examples: Examples, intervals: bool = 
     Args:
       intervals: add bootstrap intervals, groups and details, as for a test set.
     """
-    found = outputs(engine, state, examples)
+    return judge(engine, outputs(engine, state, examples), examples, intervals)
+
+
+def judge(engine: Engine, found: Mapping[str, np.ndarray], examples: Examples, intervals: bool = False) -> Result:
+    """What `measure` finds, from `outputs` that are there already."""
     examples = examples.records
     labels = examples.labels
-    weights = measures.resamples(len(labels), seed=0, repeats=1000 if intervals else 0)
+    weights = measures.resamples(len(examples), seed=0, repeats=1000 if intervals else 0)
     values = {name: value for name, value in engine.task.measure(found, labels, weights).items()}
-    values["loss"] = weights @ found["loss"].astype(np.float64) / len(labels)
+    values["loss"] = weights @ found["loss"].astype(np.float64) / len(examples)
     metrics = {name: float(value[0]) for name, value in values.items()}
     if not intervals:
         return Result(metrics, {}, {}, {})
@@ -88,12 +92,12 @@ def with_classes(examples: Examples, classes: tuple[str, ...], where: str) -> Ex
 def _by_group(engine: Engine, found: Mapping[str, np.ndarray], examples: Examples) -> dict[str, dict[str, float]]:
     if examples.groups is None:
         return {}
-    groups = np.asarray(examples.groups)
+    groups, labels = np.asarray(examples.groups), examples.labels
     table = {}
     for group in sorted(set(examples.groups)):
         here = groups == group
         part = {name: value[here] for name, value in found.items()}
         ones = np.ones((1, int(here.sum())))
-        values = engine.task.measure(part, examples.labels[here], ones)
+        values = engine.task.measure(part, None if labels is None else labels[here], ones)
         table[group] = {"examples": int(here.sum()), **{name: float(value[0]) for name, value in values.items()}}
     return table

@@ -10,10 +10,12 @@ The network is built abstractly, every tensor of the file is matched by name and
 read: straight to the devices, one tensor at a time.
 """
 
+import copy
 import dataclasses
 import functools
 import json
 import pathlib
+import re
 import types
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -24,10 +26,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax import generation
+from tl_jax.config import Plan
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Backbone, Params
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.parallel import sharding
+from tl_jax.plan import adapters
 from tl_jax.weights import hub, surgery
 from tl_jax.weights import save as saving
 from tl_jax.weights.files import WeightFiles
@@ -60,6 +64,15 @@ class Checkpoint:
     def for_pool(self, pool: str) -> "Checkpoint":
         """Without the parts that a head with this pooling does not read."""
         return dataclasses.replace(self, config=self.config.without(pool))
+
+    def fused(self) -> list[tuple[str, ...]]:
+        """Paths of kernels that are one tensor in the file, or would be in the first layout of its family."""
+        sources, indices = self.family.SOURCES, self.config.indices()
+        name = next(iter(sources))
+        if self.folder is not None:
+            name = source_that_fits(sources, indices, WeightFiles(self.folder).tensors)
+        rules = [rule for row in sources[name].rules for rule in row.expand(indices)]
+        return [rule.params for rule in rules if len(rule.params) > 1 and rule.params[0].endswith("/kernel")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +168,19 @@ class _Keys(nnx.RngStream):
         return jax.random.fold_in(self.key[...], self.drawn - 1)
 
 
-def adder(task) -> Callable[[Backbone, nnx.Rngs], None]:
-    """What appends a task's stages to a network."""
+def adder(task, plan: Plan | None = None, checkpoint: Checkpoint | None = None) -> Callable[[Backbone, nnx.Rngs], None]:
+    """What appends a task's stages to a network, and gives its layers the adapters of a plan, if it has any.
+
+    Args:
+      checkpoint: the one the network is built from, whose file says which kernels are one tensor there.
+    """
 
     def add_head(model: Backbone, rngs: nnx.Rngs) -> None:
         for name, module in task.stages(model.width, rngs=rngs).items():
             model.add_stage(name, module)
+        if plan is not None and (plan.adapters or plan.preset == "lora"):
+            fused = checkpoint.fused()
+            adapters.install(model, adapters.choose(plan, model, fused), fused, rngs)
 
     return add_head
 
@@ -201,6 +221,7 @@ def load(
     stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
     arrays, receipt = fill(files, match, params, dtype, shardings, where, exact=stats)
     arrays.update(initialise(checkpoint, add_head, match.fresh, key, shardings))
+    arrays.update(adapters.settled(arrays, shardings))
     return Loaded({path: arrays[path] for path in params}, receipt, source, match)
 
 
@@ -220,7 +241,8 @@ def _matched(checkpoint: Checkpoint, params, fresh: Collection[str]) -> tuple[We
     source = sources[source_that_fits(sources, indices, files.tensors)]
     resize = surgery.asked(getattr(checkpoint.family, "RESIZE", ()), checkpoint.overridden)
     where = str(checkpoint.folder)
-    return files, source, match_tensors(source, indices, files.tensors, params, tuple(fresh), where, resize)
+    fresh = (*fresh, *(re.escape(path) for path in params if adapters.is_adapter(path)))
+    return files, source, match_tensors(source, indices, files.tensors, params, fresh, where, resize)
 
 
 def initialise(checkpoint, add_head, wanted: tuple[str, ...], key, shardings=None) -> Params:
@@ -247,7 +269,10 @@ class Pretrained:
       receipt: every tensor accounted for.
       config: the content of `config.json`.
       classes: names of the head's classes; empty without a head.
+      difference: of its outputs from those before merging, the largest, if `merge` was given a batch.
     """
+
+    difference: float | None = None
 
     def __init__(
         self,
@@ -257,12 +282,23 @@ class Pretrained:
         config: dict[str, Any],
         classes: tuple[str, ...] = (),
     ):
-        self.model, self.receipt, self.config, self.classes = model, loaded.receipt, config, classes
+        self.receipt, self.config, self.classes = loaded.receipt, config, classes
         self._checkpoint, self._source, self._match = checkpoint, loaded.source, loaded.match
         # An array that is still the loaded one is written as the file's own bytes, whatever it was cast to.
         self._loaded = {path: weakref.ref(leaf) for path, leaf in loaded.params.items()}
-        self._chains = chain.split(model)[0]
-        self._forward = jax.jit(lambda params, batch: chain.run_chains(model, self._chains, params, batch, _eval)[0])
+        self._take(model)
+
+    def _take(self, model: Backbone) -> None:
+        self.model, self._chains = model, chain.split(model)[0]
+        chains = self._chains
+        self._forward = jax.jit(lambda params, batch: chain.run_chains(model, chains, params, batch, _eval)[0])
+
+    def around(self, model: Backbone) -> "Pretrained":
+        """Another form of this network, with the same files and receipt."""
+        other = copy.copy(self)
+        other.__dict__.pop("_writer", None)
+        other._take(model)
+        return other
 
     @property
     def params(self) -> Params:
@@ -340,11 +376,15 @@ class Pretrained:
         process 0 writes.
 
         Raises:
-          UserError: the folder exists and is not empty.
+          UserError: the folder exists and is not empty, or the network has adapters, which no published layout has.
         """
+        if adapters.installed(self.model):
+            raise UserError(
+                str(folder),
+                "a published layout has no place for adapters",
+                "save what merge() gives, or the adapters alone with tl_jax.save_adapter (export --format=peft)",
+            )
         params = self.params
-        changed = {path for path, leaf in params.items() if self._loaded.get(path, _gone)() is not leaf}
-        fresh = set() if self._match is None else {*self._match.fresh, *(row[0] for row in self._match.resized)}
         base = None if self._checkpoint.folder is None else (self._checkpoint.folder, self._match)
         whole = {path: sharding.gathered(leaf) for path, leaf in params.items()}
         if jax.process_index() > 0:
@@ -352,12 +392,37 @@ class Pretrained:
         saving.save(
             pathlib.Path(folder),
             whole,
-            changed | fresh,
+            self.changed(),
             self.config,
-            self._source,
-            self._checkpoint.config.indices(),
+            *self.layout(),
             base,
         )
+
+    def changed(self) -> set[str]:
+        """Paths that do not hold what the base's files do."""
+        changed = {path for path, leaf in self.params.items() if self._loaded.get(path, _gone)() is not leaf}
+        fresh = set() if self._match is None else {*self._match.fresh, *(row[0] for row in self._match.resized)}
+        return changed | fresh
+
+    def layout(self) -> tuple[Source, list[dict[str, int]]]:
+        """The layout that it is saved in, and the values of its placeholders."""
+        return self._source, self._checkpoint.config.indices()
+
+    def merge(self, batch: Mapping[str, Any] | None = None) -> "Pretrained":
+        """With its adapters folded into the kernels, float32, and gone; this network keeps them.
+
+        Args:
+          batch: to compare on, as for a call; `difference` then is the largest between an output before and after.
+
+        Raises:
+          UserError: adapters that no kernel can take in.
+        """
+        model = nnx.clone(self.model)
+        adapters.merge(model)
+        merged = self.around(model)
+        if batch is not None:
+            merged.difference = adapters.largest_difference(self(batch), merged(batch))
+        return merged
 
 
 def load_pretrained(

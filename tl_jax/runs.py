@@ -160,7 +160,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     _write(folder / "plan.json", plan_report.to_dict(engine.plan))
     _write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
 
-    metric, larger = _metric(engine)
+    metric, larger = chosen_metric(engine)
     validation = engine.sets.get("validation")
 
     def evaluate(state):
@@ -222,7 +222,7 @@ def _cached(engine: Engine, state: State, console: Console | None) -> float:
 
 def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: int, best: int | None):
     began = time.perf_counter()
-    metric, _ = _metric(engine)
+    metric, _ = chosen_metric(engine)
     _, params = chain.split(engine.model)
     summary = {
         "name": exp.name,
@@ -257,13 +257,14 @@ def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: 
     return json.loads(json.dumps(summary))
 
 
-def _metric(engine: Engine) -> tuple[str, bool]:
+def chosen_metric(engine: Engine) -> tuple[str, bool]:
+    """Name of the metric that the best checkpoint is chosen by, and whether larger is better."""
     name = engine.exp.train.metric or engine.task.metric
     return name, name not in engine.task.smaller_is_better
 
 
 def _checkpoints(engine: Engine, folder: epath.Path) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if _metric(engine)[1] else "min")
+    return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if chosen_metric(engine)[1] else "min")
 
 
 def _saved(state: State, loaded: Loaded) -> dict[str, Any]:
@@ -278,7 +279,7 @@ def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, st
     )
     tree, progress = checkpoints.restore(step, abstract)
     fresh = tree.pop("fresh")
-    return State(**tree, frozen={**state.frozen, **fresh}, key=state.key), progress
+    return dataclasses.replace(state, **tree, frozen={**state.frozen, **fresh}), progress
 
 
 def _with_source(exp: config.Experiment, folder: epath.Path) -> config.Experiment:
@@ -296,7 +297,7 @@ def _published(run_folder: epath.Path) -> str:
     model = run_folder / "model"
     # No process can find it there while another still asks: loading takes all of them.
     if not (model / "config.json").exists():
-        pretrained, temporary = load_run(run_folder), run_folder / "model.tmp"
+        pretrained, temporary = load_run(run_folder).merge(), run_folder / "model.tmp"
         if jax.process_index() == 0:
             temporary.rmtree(missing_ok=True)
         pretrained.save(temporary)
@@ -310,6 +311,8 @@ def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
     old = folders.read_json(folder / "config.json")
     if old is None:
         return
+    # Read as a config, so that a field which is newer than the run has its default.
+    old = config.to_dict(config.from_dict(old, str(folder / "config.json")))
     found = folders.differences(old, config.to_dict(exp))
     found = [text for text in found if not text.startswith(_MAY_CHANGE)]
     if found:

@@ -20,6 +20,7 @@ plans = st.fixed_dictionaries(
         "bucketed": st.booleans(),
     }
 )
+_RARE = np.array([0] * 50 + [1] * 8 + [4] * 2)
 
 
 def build(num_examples, batch_size, seed, shuffle, bucketed):
@@ -89,6 +90,59 @@ def test_buckets_save_padding():
     # Batch order is shuffled as well, so lengths do not rise through the epoch.
     order = [plan.batch(i)[2] for i in range(plan.steps_per_epoch)]
     assert order != sorted(order)
+
+
+def balanced(size, seed=0, classes=_RARE, bucketed=False):
+    lengths = np.random.default_rng(seed + 100).integers(1, 17, len(classes)) if bucketed else None
+    buckets = BUCKETS if bucketed else ()
+    options = {"seed": seed, "shuffle": True, "lengths": lengths, "buckets": buckets, "classes": classes}
+    return BatchPlan(len(classes), size, **options), lengths
+
+
+@quick
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=70).map(np.array),
+    st.integers(1, 16),
+    st.integers(0, 5),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_balanced_epochs_hold_every_class_equally_often(classes, size, seed, bucketed, epoch):
+    """Up to the rest of N / C, in as many batches as ever; the examples of a class take turns, and a batch's padded
+    length fits it."""
+    plan, lengths = balanced(size, seed, classes, bucketed)
+    assert plan.steps_per_epoch == -(-len(classes) // size)
+    seen = []
+    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        indices, weights, length = plan.batch(step)
+        assert indices.shape == (size,) and set(weights) <= {0.0, 1.0}
+        seen += indices[weights == 1].tolist()
+        assert length == (min(b for b in BUCKETS if b >= lengths[indices].max()) if bucketed else None)
+    assert len(seen) == len(classes)
+    times = np.bincount(seen, minlength=len(classes))
+    by_class = [times[classes == label] for label in np.unique(classes)]
+    assert np.ptp([part.sum() for part in by_class]) <= 1 and all(np.ptp(part) <= 1 for part in by_class)
+
+
+def test_balanced_epochs_take_other_parts_of_a_frequent_class():
+    """20 of 50 an epoch: all have been there after a few, and no class is always the one that is rounded up."""
+    plan, _ = balanced(7)
+    epochs = [np.concatenate([plan.batch(e * 9 + i)[0] for i in range(9)])[:60] for e in range(12)]
+    assert set(epochs[0]) != set(epochs[1])
+    assert set(np.concatenate(epochs)) == set(range(60))
+    classes = np.append(_RARE, 0)
+    plan, _ = balanced(61, classes=classes)
+    # 21 of one class and 20 of the others.
+    assert {np.bincount(classes[plan.batch(epoch)[0]]).argmax() for epoch in range(40)} == {0, 1, 4}
+
+
+def test_balanced_batches_depend_on_seed_and_step_alone():
+    """Resuming is continuing; another seed draws others."""
+    used, other = balanced(8, bucketed=True)[0], balanced(8, seed=1)[0]
+    for step in range(20):
+        for a, b in zip(used.batch(step), balanced(8, bucketed=True)[0].batch(step)):
+            np.testing.assert_array_equal(a, b)
+    assert any((used.batch(step)[0] != other.batch(step)[0]).any() for step in range(2))
 
 
 def test_too_long_examples_are_our_mistake():

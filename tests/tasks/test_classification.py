@@ -66,11 +66,130 @@ def test_loss_of_far_logits_is_finite(multi_label):
     one = task(2, multi_label=multi_label)
 
     def loss(logits_BC):
-        return one.loss({"logits": logits_BC}, {"label": labels})[0].sum()
+        return one.training_loss({"logits": logits_BC}, {"label": labels})[0].sum()
 
     value, gradient = jax.value_and_grad(loss)(jnp.array([[1e4, -1e4]]))
     assert np.isfinite(value) and np.isfinite(gradient).all()
     np.testing.assert_allclose(value, 1e4 if multi_label else 2e4, rtol=1e-6)
+
+
+# Rare and frequent classes: 5, 1 and 14 examples of one label; of several labels 16, 2 and 10 of 20.
+_COUNTS = np.array([5, 1, 14])
+_ONE = np.repeat(np.arange(3), _COUNTS)
+_SEVERAL = (np.arange(20)[:, None] < np.array([16, 2, 10])).astype(np.float32)
+
+
+def by_numpy(scores, targets, counts, *, loss, label_smoothing=0.0, class_weights="none", logit_adjustment=0.0):
+    """The formulas of the papers for float64 scores and targets [..., K], with gamma 1.5, q 0.4 and beta 0.9."""
+    scores = scores + logit_adjustment * np.log(counts / counts.sum(axis=-1, keepdims=True))
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p = shifted / shifted.sum(axis=-1, keepdims=True)
+    values = {"cross_entropy": -np.log(p), "focal": -((1 - p) ** 1.5) * np.log(p), "gce": (1 - p**0.4) / 0.4}[loss]
+    raw = {"none": 1.0 + 0 * counts, "inverse": 1 / counts, "effective": (1 - 0.9) / (1 - 0.9**counts)}[class_weights]
+    weights = raw * counts.sum(axis=-1, keepdims=True) / (counts * raw).sum(axis=-1, keepdims=True)
+    targets = (1 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
+    return (weights * targets * values).sum(axis=-1)
+
+
+_REMEDIES = [
+    {"loss": "focal"},
+    {"loss": "gce"},
+    {"loss": "cross_entropy", "label_smoothing": 0.2},
+    {"loss": "cross_entropy", "class_weights": "inverse"},
+    {"loss": "cross_entropy", "class_weights": "effective"},
+    {"loss": "cross_entropy", "logit_adjustment": 1.5},
+    {"loss": "focal", "label_smoothing": 0.1, "class_weights": "effective", "logit_adjustment": 0.5},
+    {"loss": "gce", "label_smoothing": 0.1, "class_weights": "inverse"},
+]
+
+
+def remedied(options, labels, **more) -> Task:
+    """A task with these options that has seen the labels."""
+    numbers = {"gamma": 1.5} if options["loss"] == "focal" else {"q": 0.4} if options["loss"] == "gce" else {}
+    numbers |= {"beta": 0.9} if options.get("class_weights") == "effective" else {}
+    one = task(**options, **numbers, **more)
+    one.prepare(labels)
+    return one
+
+
+@pytest.mark.parametrize("options", _REMEDIES, ids=lambda options: ",".join(map(str, options.values())))
+def test_training_loss_is_that_of_numpy(options):
+    """Every remedy and some together, of hard labels and of shares, for one label an example."""
+    one, logits_BC = remedied(options, _ONE), logits(scale=2.0)
+    hard_B = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    shares_BC = np.random.default_rng(1).dirichlet(np.ones(3), 6).astype(np.float32)
+    for labels, targets in ((hard_B, np.eye(3)[hard_B]), (shares_BC, shares_BC.astype(np.float64))):
+        found, metrics = one.training_loss({"logits": jnp.asarray(logits_BC)}, {"label": labels})
+        expected = by_numpy(logits_BC.astype(np.float64), targets, _COUNTS, **options)
+        assert found.dtype == jnp.float32 and found.shape == (6,)
+        # Float32 with numbers of order 10.
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+        np.testing.assert_array_equal(metrics["accuracy"], logits_BC.argmax(axis=1) == targets.argmax(axis=1))
+
+
+@pytest.mark.parametrize("options", _REMEDIES, ids=lambda options: ",".join(map(str, options.values())))
+def test_training_loss_of_several_labels_is_that_of_numpy(options):
+    """Each class is a choice between no and yes, with scores 0 and its logit, and counts of its own."""
+    one, logits_BC = remedied(options, _SEVERAL, multi_label=True), logits(scale=2.0)
+    labels_BC = (np.random.default_rng(1).random((6, 3)) > 0.5).astype(np.float32)
+    found, _ = one.training_loss({"logits": jnp.asarray(logits_BC)}, {"label": labels_BC})
+    scores = np.stack([np.zeros((6, 3)), logits_BC.astype(np.float64)], axis=-1)
+    counts = np.stack([20 - _SEVERAL.sum(axis=0), _SEVERAL.sum(axis=0)], axis=-1)
+    answers = np.stack([1 - labels_BC, labels_BC], axis=-1).astype(np.float64)
+    np.testing.assert_allclose(found, by_numpy(scores, answers, counts, **options).mean(axis=1), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_smoothed_and_weighed_cross_entropy_is_that_of_torch(shares):
+    """`CrossEntropyLoss(weight, label_smoothing)` of indices and of shares, before its mean."""
+    import torch
+
+    one, logits_BC = task(label_smoothing=0.2, class_weights="inverse"), logits()
+    one.prepare(_ONE)
+    labels = np.random.default_rng(1).dirichlet(np.ones(3), 6).astype(np.float32) if shares else np.arange(6) % 3
+    weight = torch.tensor(20 / (3 * _COUNTS), dtype=torch.float32)
+    theirs = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2, reduction="none")
+    found, _ = one.training_loss({"logits": jnp.asarray(logits_BC)}, {"label": jnp.asarray(labels)})
+    expected = theirs(torch.from_numpy(logits_BC), torch.from_numpy(labels))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=2e-6)
+
+
+def test_evaluation_reports_the_plain_loss():
+    """Under all remedies at once, and without having seen a label: a run is opened without its data."""
+    options = {"loss": "focal", "label_smoothing": 0.1, "class_weights": "inverse", "logit_adjustment": 1.0}
+    outputs, batch = {"logits": jnp.asarray(logits())}, {"label": np.arange(6) % 3}
+    np.testing.assert_array_equal(task(**options).loss(outputs, batch)[0], task().loss(outputs, batch)[0])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_without_remedies_training_minimises_what_evaluation_reports(multi_label):
+    """The same program to the letter, so that runs from before there were remedies repeat their bits."""
+    one = task(multi_label=multi_label)
+    one.prepare(_SEVERAL if multi_label else _ONE)
+    labels = jnp.zeros((6, 3)) if multi_label else jnp.zeros(6, jnp.int32)
+    programs = [
+        str(jax.make_jaxpr(lambda x, loss=loss: loss({"logits": x}, {"label": labels}))(jnp.ones((6, 3))))
+        for loss in (one.training_loss, one.loss)
+    ]
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize(
+    "options,labels,message",
+    [
+        ({"class_weights": "inverse"}, [0, 0, 2], "class_weights: needs .* of every class, .* lacking for b"),
+        ({"logit_adjustment": 1.0}, [0, 0], "logit_adjustment: .* lacking for b, c"),
+        (
+            {"class_weights": "effective", "multi_label": True},
+            [[1, 0, 1], [1, 0, 0]],
+            "class_weights: .* with and without every class, .* lacking for a, b",
+        ),
+    ],
+)
+def test_a_class_that_is_never_seen_cannot_be_weighed(options, labels, message):
+    """Its weight would be infinite, its logarithm too."""
+    with pytest.raises(UserError, match=f"task.options.{message}"):
+        task(**options).prepare(np.array(labels))
 
 
 def test_pooling():
@@ -153,10 +272,21 @@ def test_one_class_is_none():
 
 
 @pytest.mark.parametrize(
-    "options,message", [({"pool": "men"}, "did you mean 'mean'"), ({"dropout": 1.0}, "must be in")]
+    "options,message",
+    [
+        ({"pool": "men"}, "did you mean 'mean'"),
+        ({"dropout": 1.0}, "must be in"),
+        ({"gamma": 1.0}, "gamma goes with loss=focal"),
+        ({"loss": "gce", "gamma": 1.0}, "gamma goes with loss=focal"),
+        ({"beta": 0.9, "class_weights": "inverse"}, "beta goes with class_weights=effective"),
+        ({"loss": "focal", "gamma": -1.0, "label_smoothing": 1.0}, "gamma is -1.0, .*; label_smoothing is 1.0, must"),
+        ({"loss": "gce", "q": 0.0}, r"q is 0.0, must be in \(0, 1\]"),
+        ({"class_weights": "effective", "beta": 1.0}, r"beta is 1.0, must be in \(0, 1\)"),
+        ({"logit_adjustment": -1.0}, "logit_adjustment is -1.0, must be at least 0"),
+    ],
 )
 def test_wrong_options_are_refused(options, message):
-    """A pooling that the family has not, a rate that leaves nothing."""
+    """A pooling that the family has not, a rate that leaves nothing, a number that would not be used."""
     with pytest.raises(UserError, match=f"task.options.*{message}"):
         task(**options)
 
@@ -205,12 +335,18 @@ def test_area_is_left_out_where_there_is_one_class():
 
 
 def test_details_by_hand():
-    """F1 of each class, and rows of the confusion matrix are true classes."""
+    """F1 and recall of each class, and rows of the confusion matrix are true classes; a class that no example has is
+    recalled neither well nor badly."""
     logits_NC = np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
     found = task().details({"logits": logits_NC}, np.array([0, 1, 1, 1]))
     np.testing.assert_allclose([found["f1_by_class"][name] for name in "abc"], [2 / 3, 4 / 5, 0])
+    assert found["recall_by_class"] == {"a": 1.0, "b": 2 / 3, "c": None}
     assert found["confusion"] == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
-    assert set(task(multi_label=True).details({"logits": logits_NC}, np.ones((4, 3)))) == {"f1_by_class"}
+    several = task(multi_label=True).details({"logits": logits_NC}, np.ones((4, 3)))
+    assert several == {
+        "f1_by_class": {"a": 2 / 3, "b": 2 / 3, "c": 0.0},
+        "recall_by_class": {"a": 0.5, "b": 0.5, "c": 0.0},
+    }
 
 
 def test_predictions_of_one_label():

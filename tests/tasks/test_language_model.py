@@ -4,6 +4,7 @@
 
 import jax
 import jax.numpy as jnp
+import makers
 import numpy as np
 import pytest
 import writers
@@ -11,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import tl_jax
 from tl_jax.core import chain
-from tl_jax.core.errors import UserError
+from tl_jax.data.examples import Examples
+from tl_jax.data.texts import TextTransform
 from tl_jax.tasks.language_model import Config, Task
 
 LM = Task(Config(), (), ())
@@ -65,23 +67,30 @@ def test_positions_that_do_not_count_have_no_gradient():
 
 
 def test_words_weigh_the_same_in_a_set():
-    """Whatever the length of the text they stand in; resamples weigh texts."""
-    logits = np.log([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], [[0.1, 0.8, 0.1], [1, 1, 1]]]).astype(np.float32)
-    labels = np.array([[0, 0], [2, -100]])
-    found = LM.measure({"logits": logits}, labels, np.array([[1.0, 1], [1, 0], [0, 2]]))
-    # Geometric means of 1 / chance: of 0.5, 0.2 and 0.1; of the first two; of the last.
-    np.testing.assert_allclose(found["perplexity"], [100 ** (1 / 3), 10**0.5, 10], rtol=1e-6)
-    np.testing.assert_allclose(found["accuracy"], [1 / 3, 1 / 2, 0])
+    """Whatever the length of the text they stand in, and in how many pieces; resamples weigh texts."""
+    chances = [[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], [[0.1, 0.8, 0.1], [1, 1, 1]], [[0.25, 0.5, 0.25], [1, 1, 1]]]
+    labels = np.array([[0, 0], [2, -100], [0, -1]])
+    losses, metrics = LM.loss({"logits": jnp.log(jnp.array(chances))}, {"label": jnp.array(labels)})
+    texts = Examples(lambda i: {"text": "x"}, ["a", "b"], kind="text").windows(dict, np.array([0, 1, 1]), labels)
+    found = LM.gathered({"loss": np.array(losses), **{k: np.array(v) for k, v in metrics.items()}}, texts)
+    values = LM.measure(found, None, np.array([[1.0, 1], [1, 0], [0, 2]]))
+    # Geometric means of 1 / chance: of 0.5 and 0.2, of 0.1 and 0.25, and of all four.
+    np.testing.assert_allclose(values["perplexity"], [400 ** (1 / 4), 10**0.5, 40**0.5], rtol=1e-6)
+    np.testing.assert_allclose(values["accuracy"], [1 / 4, 1 / 2, 0])
+    assert found["words"].tolist() == [2, 2]
 
 
-def test_labels_without_words_are_refused():
-    """None, one number an example, a text that asks for nothing."""
-    LM.check_labels(np.array([[1, -100], [-100, 2]]), ["x", "y"], "data")
-    for labels in (None, np.array([0, 1]), np.ones((2, 3))):
-        with pytest.raises(UserError, match="no words to predict"):
-            LM.check_labels(labels, ["x", "y"], "data")
-    with pytest.raises(UserError, match="y asks for no word"):
-        LM.check_labels(np.array([[1, 2], [-100, -100]]), ["x", "y"], "data")
+def test_texts_are_their_own_labels(tmp_path):
+    """Each token's label is the next; a long text goes on in a second piece, and short ones end in -1."""
+    makers.bert(tmp_path)
+    transform = TextTransform(tmp_path, 6, ("input_ids", "attention_mask"))
+    texts = ["word1 word2", "word1 word2 word3 word4 word5 word6"]
+    found = LM.windows(Examples(lambda i: {"text": texts[i]}, ["a", "b"], kind="text"), transform)
+    whole = [transform({"text": text})["input_ids"].tolist() for text in ("word1 word2", "word1 word2 word3 word4")]
+    rest = transform({"text": "word5 word6"})["input_ids"].tolist()
+    assert [found[i]["input_ids"].tolist() for i in range(3)] == [whole[0][:-1], whole[1][:-1], rest[:-1]]
+    assert found.labels.tolist() == [[*whole[0][1:], -1, -1], whole[1][1:], [*rest[1:], -1, -1]]
+    assert found.record_of.tolist() == [0, 1, 1] and found.records.keys == ["a", "b"]
 
 
 def test_t5_with_a_layer_of_words_of_its_own(tmp_path):
@@ -130,7 +139,8 @@ def test_stories260k_is_sure_of_its_own_story(shared_data):
     reference = np.load(folder / "reference.npz")
     ids = reference["input_ids"][None]
     outputs, labels = tl_jax.load_pretrained(folder)({"input_ids": ids}), following(ids)
-    expected = LM.measure({"logits": reference["logits"][None]}, labels, np.ones((1, 1)))["perplexity"]
+    scores = reference["logits"][:-1].astype(np.float64)
+    expected = np.exp(np.mean(np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(scores)), ids[0, 1:]]))
     # Logits up to 20 in another order of sums.
     np.testing.assert_allclose(np.exp(LM.loss(outputs, {"label": jnp.asarray(labels)})[0]), expected, rtol=1e-3)
     assert expected < 1.6, "it wrote the story itself"

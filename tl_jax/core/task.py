@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 # Stages that belong to a head: `dense` is its first layer where there are two, `lm_head` and `qa_outputs` speak for
@@ -15,10 +16,11 @@ class Task:
     """The base of a task.
 
     Attributes:
-      outputs: names of the network's outputs that evaluation collects.
+      outputs: what evaluation collects: names of the network's outputs, or of metrics that `loss` gives.
       pool: the feature that the head reads; `none` where it reads every position.
       metric, metrics: the one that chooses the best checkpoint, and all of them.
       smaller_is_better: those of them that are.
+      soft_labels: `training_loss` takes a share of every class, float32[B, C], in place of one class, int32[B].
     """
 
     outputs: tuple[str, ...] = ("logits",)
@@ -26,6 +28,15 @@ class Task:
     metric: str = "loss"
     metrics: tuple[str, ...] = ("loss",)
     smaller_is_better: tuple[str, ...] = ("loss",)
+    soft_labels: bool = False
+
+    def prepare(self, labels: np.ndarray) -> None:
+        """Told the labels of all training examples, once, before training. What predicts must not depend on them: a run
+        that is opened without its data predicts the same."""
+
+    def training_loss(self, outputs, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What training minimises, in the form of `loss`, which is what evaluation reports."""
+        return self.loss(outputs, batch)
 
     def windows(self, examples, transform):
         """The examples that batches are made of: the records themselves, or pieces of those too long for one input."""

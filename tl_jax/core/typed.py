@@ -98,7 +98,8 @@ def coerce(kind: Any, value: Any, where: str, mistakes: list[str], text: bool = 
         if isinstance(value, Mapping):
             return dict(value)
     elif dataclasses.is_dataclass(kind):
-        return build(kind, value, "", f"{where}.", mistakes)
+        # A value made in Python is read as data, as its arguments were not checked.
+        return build(kind, dataclasses.asdict(value) if isinstance(value, kind) else value, "", f"{where}.", mistakes)
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)

@@ -6,8 +6,9 @@
     indices, weights, length = plan.batch(step)
 
 Every example is there exactly once an epoch, and an epoch is ceil(N / B) full batches: the last is filled up with
-examples of weight 0. The plan is global, so every process sees the same shapes, and another number of processes sees
-the same batches. Knows lengths, not what examples hold.
+examples of weight 0. With `classes` an epoch is as long but holds every class equally often: rare examples several
+times, and of the frequent ones a part, another in every epoch. The plan is global, so every process sees the same
+shapes, and another number of processes sees the same batches. Knows lengths and classes, not what examples hold.
 """
 
 import functools
@@ -25,6 +26,8 @@ class BatchPlan:
       shuffle: a new order each epoch; otherwise every epoch is in the order of the indices, bucket by bucket.
       lengths: int[N], what each example measures; None when all are of one shape.
       buckets: padded lengths, ascending, the last at least as long as every example; used with `lengths` only.
+      classes: int[N], the class of each, only with `shuffle`. Every epoch then holds each of the C classes that occur
+        N / C times, rounded up for some, and two examples of one class equally often or once more.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class BatchPlan:
         shuffle: bool,
         lengths: np.ndarray | None = None,
         buckets: tuple[int, ...] = (),
+        classes: np.ndarray | None = None,
     ):
         assert num_examples >= 1 and batch_size >= 1
         if lengths is not None:
             assert len(lengths) == num_examples and list(buckets) == sorted(set(buckets)), buckets
             assert max(lengths) <= max(buckets, default=0), (max(lengths), buckets)
-        self._num_examples, self.batch_size = num_examples, batch_size
+        assert classes is None or (shuffle and len(classes) == num_examples)
+        self._num_examples, self.batch_size, self._classes = num_examples, batch_size, classes
         self._seed, self._shuffle = seed, shuffle
         self._lengths, self._buckets = lengths, np.asarray(buckets, np.int64)
         # Reading threads may straddle the end of an epoch, hence two; the cache locks by itself.
@@ -71,7 +76,8 @@ class BatchPlan:
     def _make_epoch(self, epoch: int) -> list[np.ndarray]:
         """The members of every batch; all hold B but one."""
         size, rng = self.batch_size, np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(self._num_examples) if self._shuffle else np.arange(self._num_examples)
+        members = np.arange(self._num_examples) if self._classes is None else self._balanced(rng)
+        order = rng.permutation(members) if self._shuffle else members
         batches, left = [], order[:0]
         for members in self._by_bucket(order):
             # What does not fill a batch goes up to the next longer bucket, so only the last batch can be short.
@@ -82,6 +88,16 @@ class BatchPlan:
         if len(left):
             batches.append(left)
         return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
+
+    def _balanced(self, rng: np.random.Generator) -> np.ndarray:
+        """N examples, of each class as many, and of a class its examples in turns."""
+        present = rng.permutation(np.unique(self._classes))
+        shares = np.arange(self._num_examples) % len(present)
+        parts = [
+            np.resize(rng.permutation(np.flatnonzero(self._classes == label)), count)
+            for label, count in zip(present, np.bincount(shares))
+        ]
+        return np.concatenate(parts)
 
     def _by_bucket(self, order: np.ndarray) -> list[np.ndarray]:
         if self._lengths is None:

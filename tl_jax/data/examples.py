@@ -63,8 +63,8 @@ class Examples:
 
     @property
     def unclassed(self) -> bool:
-        """Each label is a row of numbers, of no class."""
-        return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "i"
+        """No label names a class: there is none, or each is a row of numbers."""
+        return self.labels is None or (self.labels.ndim == 2 and self.labels.dtype.kind == "i")
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """The records at `indices`, in that order; nothing is read."""
@@ -158,6 +158,6 @@ def joined(sets: Sequence[Examples]) -> Examples:
         [key for part in sets for key in part.keys],
         kind=sets[0].kind,
         classes=sets[0].classes,
-        labels=np.concatenate([part.labels for part in sets]),
+        labels=None if sets[0].labels is None else np.concatenate([part.labels for part in sets]),
         groups=None if sets[0].groups is None else [group for part in sets for group in part.groups],
     )

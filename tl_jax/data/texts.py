@@ -92,6 +92,18 @@ class TextTransform:
             raise UserError("data", shorten(mistakes), "mend or remove these records")
         return lengths
 
+    def pieces(self, texts: list[str], names: list[str]) -> list[list[dict[str, np.ndarray]]]:
+        """Each text as one input or, where it is too long, as several that follow each other; arrays as of a call.
+
+        Raises:
+          UserError: as a call does, naming every such text by `names`.
+        """
+        mistakes = [f"{name} {what}" for name, text in zip(names, texts) if (what := _wrong(text))]
+        if mistakes:
+            raise UserError("data", shorten(mistakes), "mend or remove these records")
+        found = self._tokenizer.encode_batch(texts)
+        return [[self._arrays(piece) for piece in (encoding, *encoding.overflowing)] for encoding in found]
+
     def windows(self, firsts: list[str], seconds: list[str], stride: int, names: list[str]):
         """Pairs of texts as inputs, each second text in as many pieces as it takes.
 

@@ -24,7 +24,7 @@ from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import tokens
 from tl_jax.nn.prenorm import Block, Norm
-from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields
+from tl_jax.weights.rules import CONV, RENAMED, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("audio-spectrogram-transformer",)
 INPUTS = ("input_values",)
@@ -190,6 +190,7 @@ SOURCES = {
         ),
         prefix=f"{_NAME}.",
         optional=(r"classifier\..*",),
+        modules=(*RENAMED, (r"\.encoder\.layer\.", ".layers.")),
     )
 }
 SHARDING = (

@@ -28,7 +28,7 @@ from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
 from tl_jax.nn.prenorm import Norm
 from tl_jax.nn.residual import LayerScale, drop_path
-from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields, split_rows
+from tl_jax.weights.rules import CONV, RENAMED, SAME, Rule, Source, dense, norms, published_fields, split_rows
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 INPUTS = ("pixel_values",)
@@ -233,6 +233,7 @@ SOURCES = {
         aliases=((r"^", "dinov2_with_registers."),),  # The same prefix for the other class.
         ignored=(r"(.*\.)?embeddings\.mask_token",),
         optional=(r"classifier\..*",),
+        modules=RENAMED,
     )
 }
 RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`

@@ -29,7 +29,7 @@ from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches
 from tl_jax.nn.residual import drop_path
-from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, norms, published_fields
+from tl_jax.weights.rules import CONV, LINEAR, RENAMED, SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("swin",)
 INPUTS = ("pixel_values",)
@@ -297,6 +297,7 @@ SOURCES = {
         prefix="swin.",
         ignored=(r".*\.relative_position_index", r"swin\.embeddings\.mask_token", r"decoder\..*"),
         optional=(r"classifier\..*",),
+        modules=RENAMED,
     )
 }
 RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`

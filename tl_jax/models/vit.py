@@ -18,7 +18,7 @@ from flax import nnx
 from tl_jax.core.errors import UserError
 from tl_jax.nn import vit
 from tl_jax.nn.functions import activation
-from tl_jax.weights.rules import CONV, SAME, Rule, Source, dense, norms, published_fields, split_rows
+from tl_jax.weights.rules import CONV, RENAMED, SAME, Rule, Source, dense, norms, published_fields, split_rows
 
 # DeiT without a distillation token is a ViT, and `timm` publishes it as one.
 MODEL_TYPES = ("vit", "deit_tiny_patch", "deit_small_patch", "deit_base_patch")
@@ -146,6 +146,7 @@ def source(kind: str, rows: tuple[Rule, ...] = ()) -> Source:
         prefix=f"{kind}.",
         ignored=(rf"{kind}\.embeddings\.mask_token", r"decoder\..*"),
         optional=(rf"{kind}\.pooler\..*", r"(\w+_)?classifier\..*"),
+        modules=(*RENAMED, (r"\.encoder\.layer\.", ".layers.")),
     )
 
 

@@ -25,7 +25,9 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
     Raises:
       UserError: the network has not what the preset speaks of.
     """
-    head = tuple(f"{name}/.*" for name in HEADS if any(path.startswith(f"{name}/") for path in paths))
+    head = head_patterns(paths)
+    if preset == "lora":
+        return ()
     if preset == "full":
         return (".*",)
     if preset == "linear_probe":
@@ -49,6 +51,11 @@ def train_patterns(preset: str, stages: Sequence[str], paths: Sequence[str], n: 
     if not wanted:
         raise UserError("plan.preset", f"{preset} finds nothing to train in this network")
     return (*map(re.escape, wanted), *head)
+
+
+def head_patterns(paths: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of the head that the network has, if any."""
+    return tuple(f"{name}/.*" for name in HEADS if any(path.startswith(f"{name}/") for path in paths))
 
 
 def depths(stages: Sequence[str]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from tl_jax import config
 from tl_jax.core import paths
 from tl_jax.core.chain import Chains, Mode
 from tl_jax.core.errors import UserError
-from tl_jax.plan import cut, presets
+from tl_jax.plan import adapters, cut, presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,18 @@ def resolve(
     stages = {stage.name: stage for chain in chains.values() for stage in chain}
     stats = {path for stage in stages.values() for path in stage.stats()}
     trainable = [path for path in params if path not in stats]
+    network = [path for path in trainable if not adapters.is_adapter(path)]
+    ours = set(trainable) - set(network)
+    assert ours or not (plan.adapters or plan.preset == "lora"), "the plan's adapters are not installed"
     patterns = plan.train
     if plan.preset is not None:
-        patterns = (*patterns, *presets.train_patterns(plan.preset, list(stages), trainable, plan.n))
-    if not patterns:
+        patterns = (*patterns, *presets.train_patterns(plan.preset, list(stages), network, plan.n))
+    if ours:
+        # A layer that predicts words is as published, a head of another kind most often new.
+        patterns = (*patterns, *(p for p in presets.head_patterns(network) if p != "lm_head/.*"))
+    if not patterns and not ours:
         raise UserError("plan", "trains nothing", "give plan.preset (such as linear_probe) or plan.train")
-    trained = paths.matches(patterns, trainable, "plan.train")
+    trained = paths.matches(patterns, network, "plan.train")
 
     with_stats = [name for name, stage in stages.items() if stage.stats()]
     batchnorm = {name: "train" if trained.intersection(stages[name].paths()) else "eval" for name in with_stats}
@@ -78,7 +84,8 @@ def resolve(
         norms = {path.rpartition("/")[0] for path in stages[name].stats()}
         trained.update(p for p in stages[name].paths() if p not in stats and p.rpartition("/")[0] in norms)
 
-    ordered = tuple(path for path in trainable if path in trained)
+    # Only now: an adapter is no reason for the norms around it to follow the batch.
+    ordered = tuple(path for path in trainable if path in trained or path in ours)
     follows = {name for name, mode in batchnorm.items() if mode != "eval"}
     below = cut.find(chains, ordered, follows, plan.dropout == "all", reads or {})
     suffix = {stage.name for chain, members in chains.items() for stage in members[below[chain] :]}
@@ -99,14 +106,24 @@ def _rates(plan: config.Plan, stages, trained) -> dict[str, float]:
     if plan.layer_decay is not None:
         for name, depth in presets.depths(list(stages)).items():
             rates.update({path: plan.layer_decay**depth for path in stages[name].paths() if path in rates})
-    for path, multiple in paths.first_match(plan.lr, trained, "plan.lr").items():
+    for path, multiple in _first_match(plan.lr, trained, "plan.lr").items():
         rates[path] *= multiple
     return rates
 
 
 def _decays(plan: config.Plan, params, trained, weight_decay: float) -> dict[str, float]:
     by_shape = {path: weight_decay if len(params[path].shape) > 1 else 0.0 for path in trained}
-    return {**by_shape, **paths.first_match(plan.decay, trained, "plan.decay")}
+    return {**by_shape, **_first_match(plan.decay, trained, "plan.decay")}
+
+
+def _first_match(rules: config.Rules, trained, where: str) -> dict[str, object]:
+    """As `paths.first_match`, where a rule reaches the parameters of adapters only if it names them."""
+    named = adapters.names_adapters
+    found = {}
+    for wanted in (False, True):
+        those = [rule for rule in rules if named(rule[0]) == wanted]
+        found |= paths.first_match(those, [path for path in trained if adapters.is_adapter(path) == wanted], where)
+    return found
 
 
 def count(params: Mapping[str, object], names) -> int:

@@ -23,6 +23,7 @@ _NEEDED = ("name", "config_digest", "seed", "steps", "seconds", "trained_paramet
 # Metrics of which 1 is perfect; for a loss or an error rate, a high training value is no sign of memorising.
 _PERFECT_IS_ONE = ("accuracy", "f1", "exact_match", "precision", "recall", "auc", "iou")
 _MOST_GROUPS = 10
+_CALIBRATION = ("ece", "ece at temperature")
 
 
 def markdown(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
@@ -80,6 +81,41 @@ def compare(folders: Iterable[str | epath.Path]) -> str:
         row["trained parameters"] = runs[0]["trained_parameters"]
         rows.append(row)
     return markdown(rows, ("config", "seeds", "metric", *_SPLITS, "steps", "seconds", "trained parameters"))
+
+
+def averages(rows: Sequence[dict[str, Any]], first: str, metric: str) -> str:
+    """A table of networks made from one another: the metric that chooses on validation data, and on test data that
+    metric, the loss and, where there is one, the calibration error before and after a temperature.
+
+    Args:
+      rows: each in the form of a summary, with "name" and perhaps "temperature".
+      first: what the names are.
+      metric: the name of the metric.
+    """
+    shown = [("validation", metric), *(("test", name) for name in dict.fromkeys((metric, "loss", *_CALIBRATION)))]
+    shown = [(split, name) for split, name in shown if any(name in row.get(split, {}) for row in rows)]
+    cells = [
+        {first: row["name"]}
+        | {f"{split} {name}": _with_interval({"test": {}, **row}, split, name) for split, name in shown}
+        | ({} if row.get("temperature") is None else {"temperature": row["temperature"]})
+        for row in rows
+    ]
+    last = ["temperature"] if any("temperature" in row for row in rows) else []
+    return markdown(cells, (first, *(f"{split} {name}" for split, name in shown), *last))
+
+
+def calibrated(found: dict[str, Any]) -> str:
+    """What a temperature changed: loss and calibration error of each split, before and after it.
+
+    Args:
+      found: what `calibration.json` holds.
+    """
+    rows = [
+        {"": f"{split} {name}"} | {when: _with_interval(found[when], split, name) for when in ("before", "after")}
+        for split in _SPLITS
+        for name in found["before"].get(split, {})
+    ]
+    return markdown(rows, ("", "before", "after"))
 
 
 def _memorises(summary: dict) -> str:

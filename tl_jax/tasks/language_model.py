@@ -4,7 +4,7 @@
 
 lm = Task(Config(), classes=(), pools=())
 losses, metrics = lm.loss(outputs, {"label": following})      # int32[B, T], negative where nothing is asked
-lm.measure({"logits": logits}, following, weights)            # perplexity and share of right words
+lm.measure(lm.gathered(outputs, windows), None, weights)       # perplexity and share of right words
 
 A label is the word that follows its position, so labels are the text one token early: for a decoder alone its input
 without the first token, for an encoder and a decoder what `decoder_input_ids` are one token late. The layer that
@@ -25,7 +25,10 @@ import optax
 from flax import nnx
 
 from tl_jax.core import task
-from tl_jax.core.errors import UserError
+from tl_jax.core.errors import UserError, shorten
+
+# Texts that are tokenised at once: enough for all cores, few enough to hold.
+_CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Task(task.Task):
       classes, pools: given for the sake of other tasks; not used.
     """
 
+    outputs = ("accuracy", "words")
     pool = "lm_head"
     metrics = ("loss", "perplexity", "accuracy")
     smaller_is_better = ("loss", "perplexity")
@@ -57,44 +61,83 @@ class Task(task.Task):
         return {}
 
     def check_labels(self, labels: np.ndarray | None, keys: list[str], where: str) -> None:
-        """Raise UserError unless every label is a row of whole numbers of which one at least counts."""
-        if labels is None or labels.ndim != 2 or labels.dtype.kind != "i":
-            raise UserError(where, "has no words to predict", "take a source whose labels are the following words")
-        empty = np.flatnonzero((labels < 0).all(axis=1))
-        if len(empty):
-            more = f", as do {len(empty) - 1} more" if len(empty) > 1 else ""
-            raise UserError(where, f"{keys[empty[0]]} asks for no word{more}")
+        """Nothing to check: texts are their own labels."""
+
+    def windows(self, examples, transform):
+        """Texts as inputs without their last token, with the tokens that follow as labels int64[W, T], -1 behind the
+        last; long texts in pieces.
+
+        Raises:
+          UserError: a text of a single token, after which nothing follows.
+        """
+        inputs, owners, following, short = [], [], [], []
+        for start in range(0, len(examples), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(examples)))
+            found = transform.pieces([examples[i]["text"] for i in positions], [examples.keys[i] for i in positions])
+            for position, pieces in zip(positions, found):
+                # What is left of a long text may be one token, after which nothing follows.
+                pieces = [piece for piece in pieces if len(piece["input_ids"]) > 1]
+                short += [] if pieces else [examples.keys[position]]
+                inputs += [{name: values[:-1] for name, values in piece.items()} for piece in pieces]
+                following += [piece["input_ids"][1:] for piece in pieces]
+                owners += [position] * len(pieces)
+        if short:
+            raise UserError("data", f"{shorten(short)} holds a single token", "remove these records")
+        labels = np.full((len(inputs), max(map(len, following))), -1, np.int64)
+        for row, tokens in zip(labels, following):
+            row[: len(tokens)] = tokens
+        return examples.windows(inputs.__getitem__, np.array(owners), labels)
 
     def loss(self, outputs, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean cross-entropy of each example over the positions that count, computed in float32.
 
         Args:
           outputs: `logits` float[B, T, V].
-          batch: `label` int32[B, T] in [0, V), negative where a position does not count.
+          batch: `label` int32[B, L] in [0, V), negative where a position does not count; past T none does.
 
         Returns:
-          float32[B], 0 where none counts; {"accuracy": float32[B]}, the share of right words.
+          float32[B], 0 where none counts; {"accuracy": float32[B], the share of right words, "words": float32[B], how
+          many count}.
         """
-        logits_BTV, labels_BT = outputs["logits"].astype(jnp.float32), batch["label"]
+        logits_BTV = outputs["logits"].astype(jnp.float32)
+        labels_BT = _of_length(batch["label"], logits_BTV.shape[1])
         counts_BT = labels_BT >= 0
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(labels_BT, 0))
         right_BT = logits_BTV.argmax(axis=-1) == labels_BT
+        words_B = counts_BT.sum(axis=1).astype(jnp.float32)
 
         def mean(values_BT):
-            return jnp.sum(values_BT, axis=1, where=counts_BT) / jnp.maximum(counts_BT.sum(axis=1), 1)
+            return jnp.sum(values_BT, axis=1, where=counts_BT) / jnp.maximum(words_B, 1)
 
-        return mean(losses_BT), {"accuracy": mean(right_BT.astype(jnp.float32))}
+        return mean(losses_BT), {"accuracy": mean(right_BT.astype(jnp.float32)), "words": words_B}
+
+    def gathered(self, outputs: Mapping[str, np.ndarray], examples) -> dict[str, np.ndarray]:
+        """Outputs by text: means over its words, and how many those are."""
+        owners, count, words_W = examples.record_of, len(examples.records), outputs["words"].astype(np.float64)
+        words_N = np.bincount(owners, words_W, count)
+        means = {name: np.bincount(owners, outputs[name] * words_W, count) / words_N for name in ("loss", "accuracy")}
+        return {**means, "words": words_N}
 
     def measure(self, outputs: Mapping[str, np.ndarray], labels: np.ndarray, weights_RN: np.ndarray):
         """Metrics of a whole set, each [R], in which every word weighs the same: perplexity, share of right words.
 
         Args:
-          outputs: `logits` float32[N, T, V].
-          weights_RN: how often each example counts; see `core.metrics`.
+          outputs: of `gathered`.
+          weights_RN: how often each text counts; see `core.metrics`.
         """
-        sums_N3 = np.array([_sums(logits_TV, labels_T) for logits_TV, labels_T in zip(outputs["logits"], labels)])
-        loss_R, right_R, count_R = (weights_RN @ sums_N3).T
-        return {"perplexity": np.exp(loss_R / count_R), "accuracy": right_R / count_R}
+        words_N = outputs["words"]
+        words_R = weights_RN @ words_N
+        means = {name: weights_RN @ (outputs[name] * words_N) / words_R for name in ("loss", "accuracy")}
+        return {"perplexity": np.exp(means["loss"]), "accuracy": means["accuracy"]}
+
+    def details(self, outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, object]:
+        """How many words were predicted."""
+        return {"words": int(outputs["words"].sum())}
+
+    def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+        """One row a text: how well it is predicted."""
+        columns = zip(np.exp(outputs["loss"]), outputs["accuracy"], outputs["words"])
+        return [{"perplexity": float(p), "accuracy": float(a), "words": int(w)} for p, a, w in columns]
 
 
 def published_classes(published: Mapping[str, Any], folder: pathlib.Path | None) -> tuple[str, ...]:
@@ -102,10 +145,7 @@ def published_classes(published: Mapping[str, Any], folder: pathlib.Path | None)
     return ()
 
 
-def _sums(logits_TV: np.ndarray, labels_T: np.ndarray) -> tuple[float, float, int]:
-    """(sum of losses, right words, words) of one example."""
-    counts_T = labels_T >= 0
-    logits_TV, labels_T = logits_TV[counts_T].astype(np.float64), labels_T[counts_T]
-    chosen_T = np.take_along_axis(logits_TV, labels_T[:, None], axis=1)[:, 0]
-    losses_T = np.logaddexp.reduce(logits_TV, axis=1) - chosen_T
-    return losses_T.sum(), (logits_TV.argmax(axis=1) == labels_T).sum(), len(labels_T)
+def _of_length(labels_BL, length: int):
+    """int[B, length]: cut, or filled up with -1."""
+    more = max(length - labels_BL.shape[1], 0)
+    return jnp.pad(labels_BL, [(0, 0), (0, more)], constant_values=-1)[:, :length]

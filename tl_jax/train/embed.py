@@ -81,7 +81,7 @@ def make_step(
         The model comes as `model` was left, with frozen BatchNorms in inference mode; a loss that calls
         `model.train()` itself undoes the latter, their running statistics still stay.
       plan: what trains, and at which multiple of the rate; `decay`, `batchnorm` and `dropout` belong to `tx`, the
-        module and the loss here, and are refused, as are `last_n` and `layer_decay`, which need stages.
+        module and the loss here, and are refused, as are `last_n`, `layer_decay` and adapters, which need stages.
       tx: sees the trained parameters only, as a flat dict by path.
       mesh: with axes `data`, `fsdp`, `tensor`; batches are sharded by their first dimension. None for one device.
       donate: reuse the memory of the replaced arrays.
@@ -90,11 +90,11 @@ def make_step(
     Raises:
       UserError: a pattern that matches no parameter, a field of the plan that has no meaning here.
     """
-    given = {name for name in ("decay", "batchnorm", "layer_decay", "n") if getattr(plan, name)}
+    given = {name for name in ("decay", "batchnorm", "layer_decay", "n", "rank", "adapters") if getattr(plan, name)}
     if plan.dropout != "suffix":
         given.add("dropout")
-    if plan.preset == "last_n":
-        given.add("preset=last_n")
+    if plan.preset in ("last_n", "lora"):
+        given.add(f"preset={plan.preset}")
     if given:
         raise UserError("plan", f"{', '.join(sorted(given))} need a Backbone with stages; this is a plain module")
     graphdef, flat, trainable = _flatten(model)

@@ -20,6 +20,8 @@ class State:
       opt_state: of the optimizer, over `trained` only.
       frozen: all other parameters, by path; a step reads them and never returns them.
       key: from which the key of every step is folded.
+      ema: moving averages of the trained parameters, by path; empty where none are kept.
+      anchor: where trained parameters are held, by path; see `train.anchor`. Empty where nothing is.
     """
 
     step: jax.Array
@@ -28,18 +30,26 @@ class State:
     opt_state: Any
     frozen: dict[str, jax.Array]
     key: jax.Array
+    ema: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    anchor: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def moving(self) -> dict[str, Any]:
         """What a step replaces: this is what is donated, and what a checkpoint holds."""
-        return {"step": self.step, "trained": self.trained, "stats": self.stats, "opt_state": self.opt_state}
+        moving = {"step": self.step, "trained": self.trained, "stats": self.stats, "opt_state": self.opt_state}
+        return {**moving, "ema": self.ema} if self.ema else moving
 
     @property
     def constant(self) -> dict[str, Any]:
         """What a step only reads."""
-        return {"frozen": self.frozen, "key": self.key}
+        return {"frozen": self.frozen, "key": self.key, "anchor": self.anchor}
 
     @property
     def params(self) -> dict[str, jax.Array]:
-        """All leaves of the model by path."""
+        """All leaves of the model by path, as training moves them."""
         return {**self.frozen, **self.stats, **self.trained}
+
+    @property
+    def adapted(self) -> dict[str, jax.Array]:
+        """All leaves of the model by path, as it is evaluated and written: with averages where they are kept."""
+        return {**self.params, **self.ema}

@@ -18,9 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from tl_jax.core.errors import UserError
+from tl_jax.train.anchor import Anchor
 from tl_jax.train.state import State
 
 Batch = dict[str, jax.Array]
+
+# Beyond the numbers of stages and portions, which draw from the same key.
+_MIXING = 2**31 - 1
 
 
 class Counted(NamedTuple):
@@ -57,6 +61,11 @@ class Step:
         result is that of the whole batch however the counts are spread.
       schedule: if given, its value is reported as `learning_rate`.
       multiples: by path, what updates are multiplied with after `tx`.
+      mix: (batch, key) -> batch, if given: what the step makes of the whole batch before anything else; see
+        `train.mixing`.
+      anchor: if given, holds trained parameters near `state.anchor`; its penalty is reported as `l2_sp`, beside `loss`.
+      ema: decay of a moving average of the trained parameters in `state.ema`; 0 for none. In update number s, counted
+        from 0, it is at most 1 - (1 + s)^(-2/3), as in timm's ModelEmaV3, so that the average soon forgets the start.
       place: puts a batch of host arrays onto the mesh.
       out_shardings: of `moving`, so that the second step does not compile again.
       donate: reuse the memory of what the step replaces.
@@ -70,12 +79,15 @@ class Step:
         accumulate: int = 1,
         schedule: optax.Schedule | None = None,
         multiples: dict[str, float] | None = None,
+        mix: Callable[[Batch, jax.Array], Batch] | None = None,
+        anchor: Anchor | None = None,
+        ema: float = 0.0,
         place: Callable[[Batch], Batch] | None = None,
         out_shardings: Any = None,
         donate: bool = True,
     ):
         self.objective, self.tx, self.accumulate, self.schedule = objective, tx, accumulate, schedule
-        self.multiples, self.place = multiples, place
+        self.multiples, self.mix, self.anchor, self.ema, self.place = multiples, mix, anchor, ema, place
         options = {} if out_shardings is None else {"out_shardings": (out_shardings, None)}
         self.core = jax.jit(self._core, donate_argnums=(0,) if donate else (), **options)
 
@@ -93,6 +105,8 @@ class Step:
 
     def _core(self, moving, constant, batch):
         key = jax.random.fold_in(constant["key"], moving["step"])
+        if self.mix is not None:
+            batch = self.mix(batch, jax.random.fold_in(key, _MIXING))
         gradient = jax.value_and_grad(self.objective.loss, has_aux=True)
 
         def portion(stats, batch, key):
@@ -105,6 +119,10 @@ class Step:
             (loss, counted), grads = self._accumulate(portion, moving["stats"], batch, key)
         weight = jnp.maximum(counted.weight, 1e-8)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        penalties = {}
+        if self.anchor is not None:
+            penalties["l2_sp"], pull = jax.value_and_grad(self.anchor.penalty)(moving["trained"], constant["anchor"])
+            grads = jax.tree.map(jnp.add, grads, pull)
         updates, opt_state = self.tx.update(grads, moving["opt_state"], moving["trained"])
         if self.multiples is not None:
             updates = {path: update * self.multiples[path] for path, update in updates.items()}
@@ -112,16 +130,21 @@ class Step:
             "loss": loss / weight,
             "grad_norm": optax.tree.norm(grads),
             **{name: value / weight for name, value in counted.metrics.items()},
+            **penalties,
         }
         if self.schedule is not None:
             metrics["learning_rate"] = jnp.asarray(self.schedule(moving["step"]), jnp.float32)
-        moving = {
+        after = {
             "step": moving["step"] + 1,
             "trained": optax.apply_updates(moving["trained"], updates),
             "stats": {**moving["stats"], **counted.stats},
             "opt_state": opt_state,
         }
-        return moving, metrics
+        if self.ema:
+            decay = jnp.minimum(self.ema, 1 - (1 + moving["step"].astype(jnp.float32)) ** (-2 / 3))
+            old, new = moving["ema"], after["trained"]
+            after["ema"] = {path: decay * old[path] + (1 - decay) * new[path] for path in old}
+        return after, metrics
 
     def _accumulate(self, portion, stats, batch, key):
         """Sums over `accumulate` portions, one at a time."""
@@ -150,7 +173,16 @@ class Step:
         return (loss, Counted(weight, stats, metrics)), grads
 
 
-def initial_state(params: dict, trained, moving, tx: optax.GradientTransformation, key, opt_shardings=None) -> State:
+def initial_state(
+    params: dict,
+    trained,
+    moving,
+    tx: optax.GradientTransformation,
+    key,
+    opt_shardings=None,
+    anchor: Anchor | None = None,
+    ema: bool = False,
+) -> State:
     """A state at step 0.
 
     Args:
@@ -158,6 +190,8 @@ def initial_state(params: dict, trained, moving, tx: optax.GradientTransformatio
       trained, moving: paths that train, and statistics that follow.
       key: a typed key.
       opt_shardings: of the optimizer state; None leaves it to the arrays.
+      anchor: of the step that this state is for.
+      ema: keep averages.
     """
     ours, stats = ({path: params[path] for path in group} for group in (trained, moving))
     init = tx.init if opt_shardings is None else functools.partial(_placed_init, tx, opt_shardings)
@@ -168,6 +202,8 @@ def initial_state(params: dict, trained, moving, tx: optax.GradientTransformatio
         opt_state=init(ours),
         frozen={path: leaf for path, leaf in params.items() if path not in ours and path not in stats},
         key=key,
+        ema={path: jnp.copy(leaf) for path, leaf in ours.items()} if ema else {},
+        anchor={} if anchor is None else anchor.start(ours),
     )
 
 

@@ -120,6 +120,15 @@ def keras(names: Names, kernel: str = "kernel", layout: Layout = SAME) -> tuple[
     )
 
 
+# `transformers` 5 renamed the modules of its vision transformers and left the files as they were.
+RENAMED = (
+    (r"\.attention\.(attention|self)\.([qkv])(uery|ey|alue)\.", r".attention.\2_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The key map of one published layout.
@@ -130,6 +139,8 @@ class Source:
       aliases: (pattern, replacement) for names of older files, tried on names that no rule knows.
       ignored: patterns of tensors that hold nothing this family uses.
       optional: patterns of tensors that belong to parts which a model may be built without.
+      modules: (pattern, replacement) that make of a tensor's name the one it has within a module of `transformers`, in
+        order; PEFT's files go by those.
     """
 
     rules: tuple[Rule, ...]
@@ -137,6 +148,7 @@ class Source:
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
 
     def canonical(self, name: str, known: set[str]) -> str:
         """The name by which the rules know a tensor of the file; `name` itself where they do not."""

@@ -28,7 +28,7 @@ class Config:
     """
     Attributes:
       text: the column of texts.
-      label: the column of labels.
+      label: the column of labels; None for texts without any, such as a language model learns from.
       image: the column of image paths, relative to the file; then the records are images and `text` is not read.
       separator: what parts several labels in one cell; then an empty cell means that no class holds.
       quoting: whether `"` quotes cells; None for no in a TSV and yes in a CSV.
@@ -38,7 +38,7 @@ class Config:
     """
 
     text: str = "text"
-    label: str = "label"
+    label: str | None = "label"
     image: str | None = None
     separator: str | None = None
     quoting: bool | None = None
@@ -62,8 +62,12 @@ def read(data: Data, options: Config) -> dict[str, Examples]:
     tables = {split: rows.read(file, options.quoting) for split, file in _layout(path).items()}
     mistakes: list[str] = []
     contents = {split: _contents(table, options, mistakes) for split, table in tables.items()}
-    found = {split: _labels(table, options, mistakes) for split, table in tables.items()}
     groups = {split: _groups(table, data.group, mistakes) for split, table in tables.items()}
+    if options.label is None:
+        if mistakes:
+            raise UserError(str(path), shorten(mistakes), "mend these rows")
+        return {split: _examples(table, contents[split], options, groups[split]) for split, table in tables.items()}
+    found = {split: _labels(table, options, mistakes) for split, table in tables.items()}
     classes, index_of = _classes(found, options)
     for split, table in tables.items():
         for line, names in zip(table.lines, found[split]):
@@ -79,13 +83,13 @@ def read(data: Data, options: Config) -> dict[str, Examples]:
         raise UserError(str(path), shorten(mistakes), hint)
     many = options.separator is not None
     return {
-        split: Examples(
-            _fetch(table, contents[split], options),
-            _keys(table),
-            kind="image" if options.image else "text",
+        split: _examples(
+            table,
+            contents[split],
+            options,
+            groups[split],
             classes=classes,
             labels=_encode(found[split], index_of, len(classes), many),
-            groups=groups[split],
         )
         for split, table in tables.items()
     }
@@ -103,7 +107,7 @@ def read_unlabelled(path: str | pathlib.Path, options: Config) -> Examples:
     contents = _contents(table, options, mistakes)
     if mistakes:
         raise UserError(str(path), shorten(mistakes), "mend these rows")
-    return Examples(_fetch(table, contents, options), _keys(table), kind="image" if options.image else "text")
+    return _examples(table, contents, options)
 
 
 def _layout(path: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -179,8 +183,10 @@ def _encode(labels: list[list[str]], index_of: dict[str, int], num_classes: int,
     return encoded
 
 
-def _keys(table: rows.Table) -> list[str]:
-    return [f"{table.name}:{line}" for line in table.lines]
+def _examples(table: rows.Table, contents: list[str], options: Config, groups=None, **labelled) -> Examples:
+    keys = [f"{table.name}:{line}" for line in table.lines]
+    kind = "image" if options.image else "text"
+    return Examples(_fetch(table, contents, options), keys, kind=kind, groups=groups, **labelled)
 
 
 def _fetch(table: rows.Table, contents: Sequence[str], options: Config):
