@@ -162,7 +162,9 @@ def _check_runs(workdirs: Sequence[str]) -> None:
     ]
     wrong = [f"{name} began from no weights" for name, run in zip(workdirs, read) if not run["receipt"]["digest"]]
     # The mean of two products is not the product of the means, so neither factor of a LoRA may be averaged.
-    wrong += [f"{name} trained adapters" for name, run in zip(workdirs, read) if run["config"]["plan"].get("adapters")]
+    plans = [run["config"]["plan"] for run in read]
+    adapted = [plan.get("adapters") or plan["preset"] == "lora" for plan in plans]
+    wrong += [f"{name} trained adapters" for name, found in zip(workdirs, adapted) if found]
     for name, run in zip(workdirs[1:], read[1:]):
         found = folders.differences(read[0]["config"], run["config"])
         found = [text for text in found if text.startswith(_AGREE) and not text.startswith(_MAY_DIFFER)]

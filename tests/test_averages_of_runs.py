@@ -185,6 +185,11 @@ def adapters(first, folder):
     return copied(first, folder, "config.json", lambda exp: exp["plan"].update(adapters=[["x", {"kind": "lora"}]]))
 
 
+def lora(first, folder):
+    """One that did so by the preset."""
+    return copied(first, folder, "config.json", lambda exp: exp["plan"].update(preset="lora", rank=4))
+
+
 def from_scratch(first, folder):
     """One that began nowhere."""
     return copied(first, folder, "receipt.json", lambda receipt: receipt.update(digest=""))
@@ -199,6 +204,7 @@ def from_scratch(first, folder):
         (other_weights, "began from other weights"),
         (from_scratch, "began from no weights"),
         (adapters, "trained adapters"),
+        (lora, "trained adapters"),
         (lambda first, folder: first, "is given twice"),
     ],
 )
