@@ -20,5 +20,5 @@ def config() -> Experiment:
         data=Data("squad", group="title", max_length=256, buckets=(128, 160, 192)),
         plan=Plan(preset="full", lr=(("qa_outputs/.*", 5.0),)),
         optimizer=Optimizer("adamw", learning_rate=2e-4, schedule="linear"),
-        train=Train(batch_size=16, epochs=6, eval_batch_size=32),
+        train=Train(batch_size=16, epochs=4, eval_batch_size=32),
     )

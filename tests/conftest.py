@@ -31,3 +31,12 @@ def shared_data() -> pathlib.Path:
         message = f"no real data at {path}; set TL_JAX_TEST_DATA"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """A module about other things than devices sees one of them, for which everything compiles faster."""
+    here = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: here)
+        yield

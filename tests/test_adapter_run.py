@@ -22,6 +22,8 @@ from tl_jax.report import metrics
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.stopping import Stopped
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 _PLAN = {"plan__preset": "lora", "plan__rank": 2, "plan__lr": ((".*/lora/b/kernel", 16.0), ("head/.*", 2.0))}
 
 

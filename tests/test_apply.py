@@ -7,9 +7,10 @@ import shutil
 import makers
 import pytest
 
-from tl_jax import apply, runs
+from tl_jax import apply
 from tl_jax.core.errors import UserError
 from tl_jax.data.sources import sounds
+from tl_jax.engine import build
 
 
 def test_the_runs_own_source_comes_first(tmp_path):
@@ -49,9 +50,8 @@ def test_sounds_are_found_for_prediction(shared_data, tmp_path):
 
 
 def test_what_cannot_be_predicted_is_refused(tmp_path):
-    """Labelled arrays, another kind of record, a file of no known form."""
-    exp = makers.changed(makers.image_run(tmp_path), train__epochs=None, train__steps=1, data__augment=())
-    runs.run(exp, tmp_path / "run", quiet=True)
+    """Labelled arrays, another kind of record, a file of no known form, none."""
+    engine = build(makers.changed(makers.image_run(tmp_path), data__augment=()))
     (tmp_path / "new.txt").write_text("hello\n")
     (tmp_path / "notes.md").touch()
     for name, what in (
@@ -61,5 +61,4 @@ def test_what_cannot_be_predicted_is_refused(tmp_path):
         ("gone.png", "no such file"),
     ):
         with pytest.raises(UserError, match=what):
-            apply.predict_file(str(tmp_path / "run"), str(tmp_path / name), str(tmp_path / "out.csv"))
-        assert not (tmp_path / "out.csv").exists()
+            apply._unlabelled(engine, str(tmp_path / name))

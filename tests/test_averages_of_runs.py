@@ -14,6 +14,8 @@ import pytest
 import tl_jax
 from tl_jax import evaluation, runs
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

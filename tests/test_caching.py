@@ -12,6 +12,8 @@ from tl_jax.core.errors import UserError
 from tl_jax.engine import build
 from tl_jax.train.activations import Activations, used
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 _PLANS = [{"plan__preset": "linear_probe"}, {"plan__preset": "last_n", "plan__n": 1}]
 
 

@@ -12,6 +12,8 @@ import pytest
 from tl_jax import apply, runs
 from tl_jax.core.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

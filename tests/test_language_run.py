@@ -9,6 +9,8 @@ import pytest
 from tl_jax import apply, runs
 from tl_jax.config import Data, Experiment, Model, Optimizer, Plan, Task, Train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SIZES = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": None, "bos_token_id": None}
 
 

@@ -13,6 +13,8 @@ from tl_jax import apply, caching, runs
 from tl_jax.config import Data, Experiment, Model, Optimizer, Plan, Task, Train
 from tl_jax.engine import build
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ANSWERS = ("cat", "apple", "iron")
 
 

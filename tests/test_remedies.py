@@ -15,6 +15,8 @@ from tl_jax.engine import build, read_sets
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.step import Step
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def rare(exp):
     """The experiment's splits, with 2 of 14 training texts of the last class."""

@@ -14,6 +14,8 @@ from tl_jax.config import Data, Experiment, Mesh, Model, Optimizer, Plan, Task, 
 from tl_jax.engine import build
 from tl_jax.parallel import mesh as meshes
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 _NETWORK = {
     "model_type": "wav2vec2",
     "hidden_size": 48,
