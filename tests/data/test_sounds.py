@@ -166,3 +166,9 @@ def test_rows_that_cannot_be_are_named(tmp_path):
     (tmp_path / "test.tsv").write_text("path\ttext\na.wav\tab\na.wav\t \n")
     with pytest.raises(UserError, match="test.tsv:3 has no transcript"):
         source.read(data, options)
+
+
+def test_a_network_may_say_in_words_that_it_takes_samples_as_they_are(shared_data):
+    """Silero's config has no preprocessor beside it: nothing is normalised, the padding is masked."""
+    spec = sounds.sound_spec(shared_data / "weights" / "silero_vad_16k")
+    assert (spec.kind, spec.rate, spec.normalise, spec.masked) == ("waveform", 16_000, False, True)

@@ -38,6 +38,9 @@ _OF_MODEL = {
 }
 _WINDOW, _HOP = 400, 160  # samples of 1/16000 s, as all three have it
 
+# How a network that is published without a preprocessor file says that it takes samples as they are.
+_PLAIN = "16 kHz mono float32 in -1..1"
+
 
 @dataclass(frozen=True)
 class SoundSpec:
@@ -68,10 +71,12 @@ def sound_spec(checkpoint: pathlib.Path) -> SoundSpec:
       UserError: no such file, another feature extractor, another window or rate than is built.
     """
     fields, where = processor(checkpoint, "feature_extractor")
+    config = read_json(checkpoint, "config.json")
+    if not fields and str(config.get("input")).startswith(_PLAIN):
+        return SoundSpec(normalise=False)
     if not fields:
         raise UserError(where, "not found", "fetch the checkpoint with its preprocessor file")
-    model_type = read_json(checkpoint, "config.json").get("model_type")
-    name = str(fields.get("feature_extractor_type") or _OF_MODEL.get(model_type))
+    name = str(fields.get("feature_extractor_type") or _OF_MODEL.get(config.get("model_type")))
     if name not in _KINDS:
         raise UserError(where, f"feature extractor {name!r} is not built{did_you_mean(name, _KINDS)}")
     kind, rate = _KINDS[name], fields.get("sampling_rate", 16_000)
