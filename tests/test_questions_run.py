@@ -71,6 +71,7 @@ def test_windows_keep_what_crosses_the_cut(experiment):
         if kept:
             caching.Cache(engine).fill(state)
         for batch in engine.train_batches(0, engine.steps):
+            assert ("crossing" in batch) == kept
             state, metrics = engine.train_step(state, batch)
             losses.append(float(metrics["loss"]))
     half = len(losses) // 2

@@ -8,9 +8,9 @@ Every tensor is drawn, kernels `gain` times as wide as would keep a signal's siz
 """
 
 import pathlib
-import warnings
 
 import numpy as np
+import references
 
 _TINY = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _LLAMA = _TINY | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -77,14 +77,7 @@ def _generate(reference, batch, **options):
 
 def publish(name: str, folder: pathlib.Path, gain: float = 2.0, seed: int = 0, **fields):
     """(the model of `transformers`, the folder that holds it)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(1)
+    torch, transformers = references.quiet("torch", "transformers")
     torch.manual_seed(seed)
     cls = getattr(transformers, name)
     model = cls(cls.config_class(**(NETS[name] | fields))).eval()

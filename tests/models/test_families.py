@@ -11,13 +11,13 @@ import dataclasses
 import importlib
 import itertools
 import json
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import references
 from safetensors.numpy import load_file
 
 import tl_jax
@@ -67,16 +67,8 @@ ONE_EACH = [case for case in CASES if case.id in [f"{classes(family)[0]}-0" for 
 
 @pytest.fixture(scope="module")
 def hf():
-    """(torch, transformers); imported late, because that takes seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    return torch, transformers
+    """(torch, transformers)."""
+    return references.quiet("torch", "transformers")
 
 
 @dataclasses.dataclass

@@ -3,9 +3,6 @@
 """Moving averages: the recurrence in float64 with timm's decays, and runs that are evaluated and written by them."""
 
 import dataclasses
-import functools
-import importlib.util
-import pathlib
 import types
 
 import jax
@@ -14,6 +11,7 @@ import makers
 import numpy as np
 import optax
 import pytest
+import references
 import toys
 
 from tl_jax import evaluation, runs
@@ -22,16 +20,6 @@ from tl_jax.core.errors import UserError
 from tl_jax.engine import build
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.step import Step, initial_state
-
-
-@functools.cache
-def _timm():
-    """The one module of timm: the package imports torchvision, which stays uninstalled."""
-    folder = pathlib.Path(importlib.util.find_spec("timm").origin).parent
-    spec = importlib.util.spec_from_file_location("timm_ema", folder / "utils" / "model_ema.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _steps(ema, count=6):
@@ -56,7 +44,7 @@ def test_averages_are_those_of_timm(decay):
     )
     expected = {path: np.zeros(leaf.shape) for path, leaf in seen[0].items()}
     for number, trained in enumerate(seen, 1):
-        kept = _timm().ModelEmaV3.get_decay(settings, number)
+        kept = references.timm_module("utils/model_ema.py").ModelEmaV3.get_decay(settings, number)
         expected = {
             path: kept * expected[path] + (1 - kept) * leaf.astype(np.float64) for path, leaf in trained.items()
         }

@@ -3,9 +3,6 @@
 """mixup and CutMix: images and targets as timm makes them of the same chances, whatever the devices and portions."""
 
 import dataclasses
-import functools
-import importlib.util
-import pathlib
 import types
 
 import jax
@@ -14,6 +11,7 @@ import makers
 import numpy as np
 import optax
 import pytest
+import references
 
 from tl_jax import caching, config, evaluation, runs
 from tl_jax.core.errors import UserError
@@ -26,21 +24,11 @@ from tl_jax.train.step import Counted, Step, initial_state
 _BATCH, _HEIGHT, _WIDTH, _CLASSES = 6, 9, 14, 4
 
 
-@functools.cache
-def _timm():
-    """The one module of timm: the package imports torchvision, which stays uninstalled."""
-    folder = pathlib.Path(importlib.util.find_spec("timm").origin).parent
-    spec = importlib.util.spec_from_file_location("timm_mixup", folder / "data" / "mixup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _by_timm(monkeypatch, images, labels, draw, multi_label):
     """What timm makes of NumPy's images [B, H, W, C] when its chances are those of `draw`."""
     import torch
 
-    timm = _timm()
+    timm = references.timm_module("data/mixup.py")
     centre = iter((int(draw.y), int(draw.x)))
     chances = types.SimpleNamespace(
         # First whether to mix at all, then whether to cut.

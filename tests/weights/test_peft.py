@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import references
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -41,17 +42,8 @@ _CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 @pytest.fixture(scope="module")
 def hf():
-    """(torch, transformers, peft); imported late, because that takes seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import peft
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    return torch, transformers, peft
+    """(torch, transformers, peft)."""
+    return references.quiet("torch", "transformers", "peft")
 
 
 @dataclasses.dataclass
