@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from tl_jax import cli, config, pretrained
+from tl_jax import cli, config, loading, pretrained
 from tl_jax.config import Data, Experiment, Model, Optimizer, Plan, Task, Train
 from tl_jax.core import chain
 
@@ -188,9 +188,9 @@ def free_port() -> int:
 
 
 def _save(published: dict, folder: pathlib.Path) -> None:
-    checkpoint = pretrained.from_config(published)
-    model = pretrained.abstract(checkpoint)
-    loaded = pretrained.load(checkpoint, model, key=jax.random.key(0))
+    checkpoint = loading.from_config(published)
+    model = loading.abstract(checkpoint)
+    loaded = loading.load(checkpoint, model, key=jax.random.key(0))
     chain.merge_into(model, loaded.params)
     pretrained.Pretrained(model, checkpoint, loaded, published).save(folder)
 

@@ -20,7 +20,8 @@ from tl_jax.core import folder as folders
 from tl_jax.core import plugins
 from tl_jax.core.errors import UserError
 from tl_jax.data.examples import Examples, joined
-from tl_jax.engine import Engine, kind_of
+from tl_jax.engine import Engine
+from tl_jax.inputs import kind_of
 from tl_jax.plan import adapters
 from tl_jax.pretrained import load_pretrained
 from tl_jax.runs import load_run, open_run

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import caching, config, pretrained
+from tl_jax import caching, config, loading
 from tl_jax.core import chain
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import sharding
@@ -164,7 +164,7 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
     share = figures.trained_parameters / figures.total_parameters
     return "\n".join(
         [
-            f"weights: {pretrained.foresee(checkpoint, engine.model, exp.model.fresh)}",
+            f"weights: {loading.foresee(checkpoint, engine.model, exp.model.fresh)}",
             "",
             plan_report.by_stage(engine.plan, engine.chains, params),
             "",

@@ -21,17 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tl_jax import caching, config, pretrained
+from tl_jax import caching, config, inputs, loading, remedies
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.data import pipeline, splits
 from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
-from tl_jax.data.images import ImageTransform
-from tl_jax.data.preprocessor import image_spec
-from tl_jax.data.sounds import SoundTransform, sound_spec
-from tl_jax.data.texts import TextTransform
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
 from tl_jax.plan import cut
@@ -39,13 +35,9 @@ from tl_jax.plan.resolve import Resolved, resolve
 from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
 from tl_jax.train import optimizer, schedule
 from tl_jax.train.activations import Activations, StoredRows
-from tl_jax.train.anchor import Anchor
-from tl_jax.train.mixing import Mix
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
-
-_KINDS = {"pixel_values": "image", "input_ids": "text", "input_values": "sound", "input_features": "sound"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +81,7 @@ class Engine:
     @property
     def add_head(self):
         """What puts the task's stages and the plan's adapters on a network."""
-        return pretrained.adder(self.task, self.exp.plan, self.checkpoint)
+        return loading.adder(self.task, self.exp.plan, self.checkpoint)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,8 +95,8 @@ class Engine:
     def init_with_receipt(self) -> tuple[State, Loaded]:
         """The state at step 0, and what loading did."""
         key = jax.random.key(self.exp.seed)
-        loaded = pretrained.load(
-            _read(self.exp.model, self.checkpoint),
+        loaded = loading.load(
+            loading.read_from(self.exp.model, self.checkpoint),
             self.model,
             self.add_head,
             fresh=self.exp.model.fresh,
@@ -179,7 +171,9 @@ class Engine:
         """Which examples make up the batches of `eval_batches`."""
         size = self.exp.train.eval_batch_size or self.exp.train.batch_size
         lengths = self.transform.lengths(examples)
-        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=_buckets(self.exp.data))
+        return BatchPlan(
+            len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=inputs.buckets(self.exp.data)
+        )
 
     def abstract_batch(self, batch_size: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch of training inputs, the longest that the config allows unless `length` says otherwise."""
@@ -245,7 +239,7 @@ class Engine:
         # What was initialised is the state's too, frozen or not: another version of JAX may draw other numbers.
         ours = (*self.plan.trained, *self.plan.moving, *loaded.receipt.fresh)
         base = {**loaded.params, **{path: state.adapted[path] for path in ours}}
-        model = pretrained.abstract(self.checkpoint, self.add_head)
+        model = loading.abstract(self.checkpoint, self.add_head)
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
         published["tl_jax"] = {"task": self.exp.task.name, "options": dataclasses.asdict(self.task.config)}
@@ -285,7 +279,7 @@ def build(
     eval_size = exp.train.eval_batch_size or exp.train.batch_size
     meshes.check_batch(mesh, exp.train.batch_size // exp.train.accumulate, "train.batch_size (a portion of it)")
     meshes.check_batch(mesh, eval_size, "train.eval_batch_size")
-    checkpoint = _checkpoint(exp.model)
+    checkpoint = loading.checkpoint_of(exp.model)
     sets = {} if classes is not None else dict(data) if data is not None else read_sets(exp.data, saved_split)
     train = sets.get("train")
     if classes is None and not train:
@@ -300,18 +294,18 @@ def build(
     if exp.train.metric is not None and exp.train.metric not in task.metrics:
         raise UserError("train.metric", f"is {exp.train.metric!r}, must be one of {', '.join(task.metrics)}")
     checkpoint = checkpoint.for_pool(task.pool)
-    transform = _transform(exp, checkpoint, train)
+    transform = inputs.transform(exp, checkpoint, train)
     sets = {split: task.windows(examples, transform) for split, examples in sets.items()}
     train = sets.get("train")
 
-    model = pretrained.abstract(checkpoint, pretrained.adder(task, exp.plan, checkpoint))
+    model = loading.abstract(checkpoint, loading.adder(task, exp.plan, checkpoint))
     chains, params = chain.split(model)
     plan = resolve(exp.plan, chains, params, exp.optimizer.weight_decay, getattr(model, "reads", None))
     train_plan, steps = None, 1
     if train:
         lengths, seed = transform.lengths(train), exp.seed
-        buckets = _buckets(exp.data)
-        drawn_by = _sampled_classes(exp.data, train)
+        buckets = inputs.buckets(exp.data)
+        drawn_by = inputs.sampled_classes(exp.data, train)
         train_plan = BatchPlan(
             len(train),
             exp.train.batch_size,
@@ -335,8 +329,8 @@ def build(
         tx,
         accumulate=exp.train.accumulate,
         schedule=rate,
-        mix=_mix(exp.train, task, checkpoint),
-        anchor=_anchor(exp, checkpoint, model, plan.trained) if train else None,
+        mix=remedies.mix(exp.train, task, checkpoint),
+        anchor=remedies.anchor(exp, checkpoint, model, plan.trained) if train else None,
         ema=exp.train.ema,
         place=engine.place,
         out_shardings=engine.shardings(),
@@ -354,82 +348,8 @@ def read_sets(data: config.Data, saved_split: Mapping[str, list[str]] | None = N
     return splits.split(source.read(data, options), data, saved_split)
 
 
-def kind_of(checkpoint: Checkpoint) -> str:
-    """`image`, `text` or `sound`: what the family reads."""
-    return _KINDS[checkpoint.family.INPUTS[0]]
-
-
 def _task_options(task: config.Task, checkpoint: Checkpoint) -> dict[str, Any]:
     """Over those of the family's published head for this task, unless another feature is asked for."""
     published = next((options for name, options in checkpoint.family.HEADS.values() if name == task.name), {})
     pool = published.get("pool")
     return {**published, **task.options} if task.options.get("pool", pool) == pool else dict(task.options)
-
-
-def _buckets(data: config.Data) -> tuple[int, ...]:
-    return tuple(sorted({*data.buckets, data.max_length}))
-
-
-def _sampled_classes(data: config.Data, train: Examples) -> np.ndarray | None:
-    """By what the training examples are drawn, if not all alike."""
-    if data.sampler == "shuffle":
-        return None
-    if train.labels is None or train.labels.ndim != 1:
-        raise UserError("data.sampler", "is balanced, which needs one class an example", "set data.sampler=shuffle")
-    return train.labels
-
-
-def _mix(train: config.Train, task, checkpoint: Checkpoint) -> Mix | None:
-    """How training images are mixed, where the config asks for it."""
-    asked = [f"train.{name}" for name in ("mixup", "cutmix") if getattr(train, name)]
-    if not asked:
-        return None
-    if kind_of(checkpoint) != "image" or not task.soft_labels:
-        raise UserError(" and ".join(asked), "mixes images and their classes, this run has other data", "set it to 0")
-    return Mix(checkpoint.family.INPUTS[0], len(task.classes), train.mixup, train.cutmix)
-
-
-def _anchor(exp: config.Experiment, checkpoint: Checkpoint, model, trained: Sequence[str]) -> Anchor | None:
-    """What L2-SP holds, where the config asks for it."""
-    if not exp.train.l2_sp:
-        return None
-    started = pretrained.foresee(_read(exp.model, checkpoint), model, exp.model.fresh).fresh
-    fresh = tuple(path for path in trained if path in started)
-    if len(fresh) == len(trained):
-        raise UserError("train.l2_sp", "holds loaded weights, and nothing that trains was loaded", "set it to 0")
-    loaded = tuple(path for path in trained if path not in started)
-    return Anchor(loaded, fresh, exp.train.l2_sp, exp.train.l2_sp_fresh)
-
-
-def _read(model: config.Model, checkpoint: Checkpoint) -> Checkpoint:
-    """Where weights are read from: a random network keeps its tokenizer and preprocessor, which lie in the same folder,
-    but reads nothing of it."""
-    return dataclasses.replace(checkpoint, folder=None) if model.init == "random" else checkpoint
-
-
-def _checkpoint(model: config.Model) -> Checkpoint:
-    if model.pretrained is not None:
-        return pretrained.open_checkpoint(model.pretrained, model.revision, model.config, model.family)
-    return pretrained.from_config(dict(model.config), family=model.family)
-
-
-def _transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples | None):
-    """What makes arrays of records, by what the family reads."""
-    wants = kind_of(checkpoint)
-    if train is not None and train.kind != wants:
-        family = checkpoint.family.__name__.rpartition(".")[2]
-        raise UserError("data", f"holds {train.kind}s, the family {family} reads {wants}s", "choose another model")
-    if wants == "image":
-        size = getattr(checkpoint.config, "image_size", 224)
-        spec = image_spec(checkpoint.folder, exp.data.image_size, size, checkpoint.config.num_channels)
-        return ImageTransform(spec, exp.data.augment)
-    if exp.data.augment:
-        raise UserError("data.augment", f"is for images, this data holds {wants}s")
-    if checkpoint.folder is None:
-        needs = {"text": "tokenizer", "sound": "preprocessor"}[wants]
-        raise UserError(
-            "model", f"{wants}s need a {needs}", "give model.pretrained; model.init=random drops its weights"
-        )
-    if wants == "sound":
-        return SoundTransform(sound_spec(checkpoint.folder), exp.data.max_length)
-    return TextTransform(checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size)

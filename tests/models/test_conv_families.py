@@ -13,7 +13,7 @@ from published import outputs
 from safetensors.numpy import load_file
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.chain import Mode
 from tl_jax.core.errors import UserError
@@ -56,7 +56,7 @@ def test_response_norm_starts_as_the_identity_and_has_a_slope_at_zero():
 
 def test_drop_path_drops_whole_examples():
     """The last block leaves an example as it was, or adds twice its branch at rate 1/2."""
-    model = pretrained.abstract(pretrained.from_config({"model_type": "convnext", "drop_path_rate": 0.5, **_CONVNEXT}))
+    model = loading.abstract(loading.from_config({"model_type": "convnext", "drop_path_rate": 0.5, **_CONVNEXT}))
     stages, params = chain.split(model)
     stage, rng = stages[""][2], np.random.default_rng(0)
     params = {path: rng.normal(0, 0.5, leaf.shape).astype(np.float32) for path, leaf in params.items()}
@@ -88,11 +88,11 @@ def test_squeezenet_gives_its_published_scores(shared_data, tmp_path):
 
 def test_a_new_head_takes_the_place_of_squeezenets_classifier(shared_data, tmp_path):
     """It reads the mean of the features, and what is saved loads again without the old classifier."""
-    checkpoint = pretrained.open_checkpoint(str(shared_data / "weights" / _SQUEEZENET))
+    checkpoint = loading.open_checkpoint(str(shared_data / "weights" / _SQUEEZENET))
     task = classification.Task(classification.Config(), ("ant", "bee"), squeezenet.POOLS)
-    checkpoint, add_head = checkpoint.for_pool(task.pool), pretrained.adder(task)
-    model = pretrained.abstract(checkpoint, add_head)
-    loaded = pretrained.load(checkpoint, model, add_head, fresh=("head/.*",))
+    checkpoint, add_head = checkpoint.for_pool(task.pool), loading.adder(task)
+    model = loading.abstract(checkpoint, add_head)
+    loaded = loading.load(checkpoint, model, add_head, fresh=("head/.*",))
     chain.merge_into(model, loaded.params)
     published = checkpoint.published | task.published() | {"tl_jax": {"task": "classification", "options": {}}}
     pretrained.Pretrained(model, checkpoint, loaded, published).save(tmp_path / "saved")
@@ -193,7 +193,7 @@ def test_resnet8_gives_the_outputs_of_keras(shared_data):
 )
 def test_bfloat16_parameters_compute_in_bfloat16(published, images):
     """In training too: neither statistics nor random factors widen what flows."""
-    model = pretrained.abstract(pretrained.from_config(published).for_pool("mean"))
+    model = loading.abstract(loading.from_config(published).for_pool("mean"))
     chains, params = chain.split(model)
     mode = Mode(dropout=True, batch_stats=True)
 
@@ -208,14 +208,14 @@ def test_bfloat16_parameters_compute_in_bfloat16(published, images):
 def test_sizes_that_cannot_be_are_refused():
     """One line that says what and where."""
     with pytest.raises(UserError, match="one length"):
-        pretrained.from_config({"model_type": "convnext", "hidden_sizes": [4], "depths": [1, 1]})
+        loading.from_config({"model_type": "convnext", "hidden_sizes": [4], "depths": [1, 1]})
     with pytest.raises(UserError, match="num_stages is 3, only 2"):
-        pretrained.from_config({"model_type": "convnext", "num_stages": 3, **_CONVNEXT})
+        loading.from_config({"model_type": "convnext", "num_stages": 3, **_CONVNEXT})
     with pytest.raises(UserError, match="hidden_dim is 64, 1280 channels of this width are 2560"):
-        pretrained.from_config({"model_type": "efficientnet", "hidden_dim": 64})
+        loading.from_config({"model_type": "efficientnet", "hidden_dim": 64})
     with pytest.raises(UserError, match="pooling_type is 'max'"):
-        pretrained.from_config({"model_type": "efficientnet", "pooling_type": "max"})
+        loading.from_config({"model_type": "efficientnet", "pooling_type": "max"})
     with pytest.raises(UserError, match="output_stride is 16, only 32"):
-        pretrained.from_config({"model_type": "mobilenet_v2", "output_stride": 16})
+        loading.from_config({"model_type": "mobilenet_v2", "output_stride": 16})
     with pytest.raises(UserError, match="names no version"):
-        pretrained.from_config({"architecture": "squeezenet"})
+        loading.from_config({"architecture": "squeezenet"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading
 from tl_jax.core import chain
 from tl_jax.core.chain import Mode
 from tl_jax.core.errors import UserError
@@ -18,7 +18,7 @@ VIT |= {"image_size": 8, "patch_size": 4}
 
 def filled(published):
     """A network with every leaf drawn, and its leaves."""
-    model = pretrained.abstract(pretrained.from_config(published))
+    model = loading.abstract(loading.from_config(published))
     rng = np.random.default_rng(0)
     params = {p: rng.normal(0, 0.5, x.shape).astype(np.float32) for p, x in chain.split(model)[1].items()}
     chain.merge_into(model, params)

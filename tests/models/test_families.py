@@ -21,7 +21,7 @@ import references
 from safetensors.numpy import load_file
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Mode
 from tl_jax.core.errors import UserError
@@ -295,11 +295,11 @@ def test_full_size_has_the_parameters_of_transformers(family, hf, tmp_path):
     expected = sorted(tensor.numel() for tensor in [*used, *kept])
 
     published_fields = {**json.loads(config.to_json_string()), "architectures": [cls.__name__]}
-    checkpoint = pretrained.from_config(published_fields)
+    checkpoint = loading.from_config(published_fields)
     head = pretrained.published_head(checkpoint)
     if head is not None:
         checkpoint = checkpoint.for_pool(head[0].pool)
-    model = pretrained.abstract(checkpoint, None if head is None else pretrained.adder(head[0]))
+    model = loading.abstract(checkpoint, None if head is None else loading.adder(head[0]))
     _, params = chain.split(model)
     source, found = next(iter(checkpoint.family.SOURCES.values())), []
     for rule in (rule for row in source.rules for rule in row.expand(checkpoint.config.indices())):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.chain import Mode
 from tl_jax.core.errors import UserError
@@ -21,14 +21,14 @@ SMALL = {"model_type": "resnet", "stem": "cifar", "depths": [1, 1], "hidden_size
 @pytest.fixture(scope="module")
 def small():
     """A network from scratch, every leaf drawn."""
-    checkpoint = pretrained.from_config(SMALL)
-    model = pretrained.abstract(checkpoint)
+    checkpoint = loading.from_config(SMALL)
+    model = loading.abstract(checkpoint)
     rng = np.random.default_rng(0)
     params = {
         path: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) for path, leaf in chain.split(model)[1].items()
     }
     chain.merge_into(model, params)
-    loaded = pretrained.Loaded(params, pretrained.Receipt(fresh=tuple(params)), resnet.SOURCES["hf"], None)
+    loaded = loading.Loaded(params, loading.Receipt(fresh=tuple(params)), resnet.SOURCES["hf"], None)
     return pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published)
 
 
@@ -91,9 +91,9 @@ def test_bfloat16_parameters_compute_in_bfloat16(small):
 def test_sizes_that_cannot_be_are_refused():
     """Lists of different length, and option A where channels become fewer."""
     with pytest.raises(UserError, match="one length"):
-        pretrained.from_config(SMALL | {"depths": [1]})
+        loading.from_config(SMALL | {"depths": [1]})
     with pytest.raises(UserError, match="cannot narrow"):
-        pretrained.from_config(SMALL | {"hidden_sizes": [8, 4]})
+        loading.from_config(SMALL | {"hidden_sizes": [8, 4]})
 
 
 def test_images_with_other_channels_are_refused(small):

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.chain import EVAL, Mode
 from tl_jax.core.errors import UserError
@@ -29,9 +29,9 @@ WHISPER |= {"num_mel_bins": 4, "max_source_positions": 5, "max_target_positions"
 
 def built(fields):
     """A network from scratch, without a head's parts."""
-    checkpoint = pretrained.from_config(fields).for_pool("")
-    model = pretrained.abstract(checkpoint)
-    loaded = pretrained.load(checkpoint, model, key=jax.random.key(0))
+    checkpoint = loading.from_config(fields).for_pool("")
+    model = loading.abstract(checkpoint)
+    loaded = loading.load(checkpoint, model, key=jax.random.key(0))
     chain.merge_into(model, loaded.params)
     return pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published)
 
@@ -149,7 +149,7 @@ def test_biases_by_distance_are_one_parameter():
 def test_what_is_not_built_is_refused(fields, message):
     """One line that names the field."""
     with pytest.raises(UserError, match=message):
-        pretrained.from_config(fields)
+        loading.from_config(fields)
 
 
 def test_inputs_of_another_form_are_refused():
@@ -180,11 +180,11 @@ def test_a_network_that_hides_nothing_leaves_the_mask_out(family, tmp_path):
 
 def test_a_published_ctc_head_knows_its_symbols(tmp_path):
     """By `vocab.json`; a blank elsewhere than at 0 is refused."""
-    checkpoint = pretrained.from_config(BASE | {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": 4})
+    checkpoint = loading.from_config(BASE | {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": 4})
     task, _ = pretrained.published_head(checkpoint)
-    checkpoint, add_head = checkpoint.for_pool(task.pool), pretrained.adder(task)
-    model = pretrained.abstract(checkpoint, add_head)
-    loaded = pretrained.load(checkpoint, model, add_head, key=jax.random.key(0))
+    checkpoint, add_head = checkpoint.for_pool(task.pool), loading.adder(task)
+    model = loading.abstract(checkpoint, add_head)
+    loaded = loading.load(checkpoint, model, add_head, key=jax.random.key(0))
     chain.merge_into(model, loaded.params)
     pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published).save(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "E": 2, "T": 3}))

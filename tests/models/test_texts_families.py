@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.chain import Mode
 from tl_jax.core.errors import UserError
@@ -29,15 +29,15 @@ def hf():
 
 def config_of(**fields):
     """What `config.json` says, as a family's Config."""
-    return pretrained.from_config(fields).config
+    return loading.from_config(fields).config
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "llama", "t5", "deberta"])
 def test_bfloat16_stays_bfloat16(family):
     """One table, mask or rotation in float32 would make the rest of the network float32."""
     module, tiny = (importlib.import_module(f"{package}.{family}") for package in ("tl_jax.models", "published"))
-    checkpoint = pretrained.from_config({"model_type": module.MODEL_TYPES[0], **tiny.CONFIGS[-1]})
-    model = pretrained.abstract(checkpoint.for_pool(""))
+    checkpoint = loading.from_config({"model_type": module.MODEL_TYPES[0], **tiny.CONFIGS[-1]})
+    model = loading.abstract(checkpoint.for_pool(""))
     chains, params = chain.split(model)
 
     def forward(params, ids):
@@ -128,8 +128,8 @@ def test_roberta_counts_positions_over_tokens_alone():
 def test_roberta_takes_as_many_tokens_as_it_has_positions_left():
     """Two fewer than `max_position_embeddings` says."""
     fields = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    checkpoint = pretrained.from_config({"model_type": "xlm-roberta", **fields, "max_position_embeddings": 6})
-    model = pretrained.build(checkpoint, None, jax.random.key(0))
+    checkpoint = loading.from_config({"model_type": "xlm-roberta", **fields, "max_position_embeddings": 6})
+    model = loading.build(checkpoint, None, jax.random.key(0))
     assert model({"input_ids": np.full((1, 4), 7)})["last_hidden_state"].shape == (1, 4, 8)
     with pytest.raises(UserError, match="has 5 tokens, the network has 4 positions"):
         model({"input_ids": np.full((1, 5), 7)})
@@ -141,13 +141,13 @@ def test_roberta_trains_a_head_from_a_bare_file(hf, tmp_path):
     _, transformers = hf
     fields = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     transformers.RobertaModel(transformers.RobertaConfig(**fields, vocab_size=9)).save_pretrained(tmp_path / "bare")
-    checkpoint = pretrained.open_checkpoint(str(tmp_path / "bare"), overrides={"architectures": [*roberta.HEADS][:1]})
+    checkpoint = loading.open_checkpoint(str(tmp_path / "bare"), overrides={"architectures": [*roberta.HEADS][:1]})
     task, _ = pretrained.published_head(checkpoint)
-    checkpoint, add_head = checkpoint.for_pool(task.pool), pretrained.adder(task)
-    model = pretrained.abstract(checkpoint, add_head)
+    checkpoint, add_head = checkpoint.for_pool(task.pool), loading.adder(task)
+    model = loading.abstract(checkpoint, add_head)
     with pytest.raises(UserError, match="dense/kernel"):
-        pretrained.load(checkpoint, model, add_head, fresh=("head/.*",))
-    loaded = pretrained.load(checkpoint, model, add_head, fresh=("(dense|head)/.*",))
+        loading.load(checkpoint, model, add_head, fresh=("head/.*",))
+    loaded = loading.load(checkpoint, model, add_head, fresh=("(dense|head)/.*",))
     chain.merge_into(model, loaded.params)
     pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published).save(tmp_path / "head")
     cls = transformers.RobertaForSequenceClassification
@@ -169,7 +169,7 @@ def test_t5_buckets_are_those_of_transformers(hf, both_ways, count, farthest):
 def test_t5_shares_its_embedding_and_its_biases():
     """One leaf each, in the first stage that has it."""
     published = {"model_type": "t5", "d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 2}
-    model = pretrained.abstract(pretrained.from_config(published))
+    model = loading.abstract(loading.from_config(published))
     paths = chain.split(model)[1]
     assert [path for path in paths if "embedding" in path] == [
         "stem/word/embedding",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading
 from tl_jax.core.errors import UserError
 
 _CONVNEXT = {"num_classes": 3, "depths": [1, 2, 1, 1], "dims": [8, 12, 16, 20]}
@@ -107,4 +107,4 @@ def test_timm_loads_what_we_save(folder, tmp_path):
 def test_what_the_tensors_would_not_show_is_refused(published, message):
     """A variant of another name, and arguments that change the network alone."""
     with pytest.raises(UserError, match=message):
-        pretrained.from_config(published)
+        loading.from_config(published)

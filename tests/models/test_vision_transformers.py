@@ -11,7 +11,7 @@ from published import siglip as tiny_siglip
 from published import vit as tiny
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
 from tl_jax.models import clip, deit
@@ -33,9 +33,9 @@ def published(folder, name, **fields):
 
 def load_resized(folder, **overrides):
     """The network with these fields over those of its `config.json`, its parameters and the receipt."""
-    checkpoint = pretrained.open_checkpoint(str(folder), overrides=overrides)
-    model = pretrained.abstract(checkpoint)
-    loaded = pretrained.load(checkpoint, model)
+    checkpoint = loading.open_checkpoint(str(folder), overrides=overrides)
+    model = loading.abstract(checkpoint)
+    loaded = loading.load(checkpoint, model)
     return model, loaded.params, loaded.receipt
 
 
@@ -69,9 +69,9 @@ def test_vit_takes_images_of_another_size(tmp_path):
 def test_a_resized_network_is_saved_in_its_new_size(tmp_path):
     """`transformers` loads it at that size, and so do we."""
     _, reference = published(tmp_path / "old", "ViTModel", **tiny.CONFIGS[0])
-    checkpoint = pretrained.open_checkpoint(str(tmp_path / "old"), overrides={"image_size": 20})
-    model = pretrained.abstract(checkpoint)
-    loaded = pretrained.load(checkpoint, model)
+    checkpoint = loading.open_checkpoint(str(tmp_path / "old"), overrides={"image_size": 20})
+    model = loading.abstract(checkpoint)
+    loaded = loading.load(checkpoint, model)
     chain.merge_into(model, loaded.params)
     pretrained.Pretrained(model, checkpoint, loaded, checkpoint.published).save(tmp_path / "new")
     again = tl_jax.load_pretrained(tmp_path / "new")
@@ -111,22 +111,22 @@ def test_vit_takes_other_channels_and_patches(tmp_path):
 def test_what_is_not_built_is_refused(fields, message):
     """Variants whose tensors, or some of them, would fit."""
     with pytest.raises(UserError, match=message):
-        pretrained.from_config(fields)
+        loading.from_config(fields)
 
 
 def test_deit_with_a_teacher_takes_a_new_head(tmp_path):
     """One over the class token; the two published ones are ignored by name."""
     published(tmp_path, "DeiTForImageClassificationWithTeacher", **tiny.CONFIGS[0])
-    checkpoint = pretrained.open_checkpoint(str(tmp_path)).for_pool("cls")
+    checkpoint = loading.open_checkpoint(str(tmp_path)).for_pool("cls")
     task = classification.Task(classification.Config(pool="cls"), ("ant", "bee"), deit.POOLS)
-    model = pretrained.abstract(checkpoint, pretrained.adder(task))
-    loaded = pretrained.load(checkpoint, model, pretrained.adder(task), fresh=("head/.*",))
+    model = loading.abstract(checkpoint, loading.adder(task))
+    loaded = loading.load(checkpoint, model, loading.adder(task), fresh=("head/.*",))
     assert len(loaded.receipt.ignored) == 4 and set(loaded.receipt.fresh) == {"head/kernel", "head/bias"}
 
 
 def test_a_head_over_tokens_that_are_never_normalised_is_refused():
     """Where `timm` has the last norm behind the mean, the class token's feature has no scale to learn from."""
-    checkpoint = pretrained.from_config({"architecture": "vit_base_patch16_224", "global_pool": "avg"})
+    checkpoint = loading.from_config({"architecture": "vit_base_patch16_224", "global_pool": "avg"})
     assert checkpoint.for_pool("pooler").config.pooler
     with pytest.raises(UserError, match="task.options.pool: is 'cls', but the last norm.*pool=pooler"):
         checkpoint.for_pool("cls")
@@ -179,8 +179,8 @@ def test_a_head_on_two_towers_reads_the_image_tower_alone(family, name, tmp_path
     for output in ("last_hidden_state", "pooler_output"):
         np.testing.assert_allclose(alone({"pixel_values": pixels})[output], expected[output], atol=1e-5)
 
-    checkpoint = pretrained.open_checkpoint(str(tmp_path / "both")).for_pool("pooler")
-    loaded = pretrained.load(checkpoint, pretrained.abstract(checkpoint))
+    checkpoint = loading.open_checkpoint(str(tmp_path / "both")).for_pool("pooler")
+    loaded = loading.load(checkpoint, loading.abstract(checkpoint))
     assert loaded.params.keys() == alone.params.keys()
     others = ("text_model", "text_projection", "visual_projection", "logit_")
     assert loaded.receipt.ignored and all(name.startswith(others) for name in loaded.receipt.ignored)
@@ -201,8 +201,8 @@ def test_clips_image_tower_may_have_its_projection(tmp_path):
     loaded.save(tmp_path / "saved")
     _, info = type(reference).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    checkpoint = pretrained.open_checkpoint(str(tmp_path)).for_pool("pooler")
-    headless = pretrained.load(checkpoint, pretrained.abstract(checkpoint))
+    checkpoint = loading.open_checkpoint(str(tmp_path)).for_pool("pooler")
+    headless = loading.load(checkpoint, loading.abstract(checkpoint))
     assert loaded.params.keys() - headless.params.keys() == {"pool/projection/kernel"}
     assert headless.receipt.ignored == ("visual_projection.weight",)
 
@@ -218,7 +218,7 @@ def test_a_network_cast_to_bfloat16_stays_there():
     """Tables of words and positions included; the logits too."""
     texts = {"input_ids": np.ones((2, 7), np.int32)}
     fields = {"model_type": "clip", **tiny_clip.CONFIGS[0]}
-    model = pretrained.abstract(pretrained.from_config(fields))
+    model = loading.abstract(loading.from_config(fields))
     chains, params = chain.split(model)
     batch = {"pixel_values": np.ones((3, 12, 12, 3), np.float32), **texts}
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.chain import EVAL, Context
 from tl_jax.core.errors import UserError
@@ -102,9 +102,9 @@ def test_labels_that_are_no_texts_are_refused():
 
 def test_a_network_learns_to_write_what_it_hears(tmp_path):
     """Two sounds, one padded, until both texts are right; saved, it is a CTC network of transformers."""
-    checkpoint = pretrained.from_config(TINY).for_pool(TASK.pool)
-    model = pretrained.abstract(checkpoint, pretrained.adder(TASK))
-    loaded = pretrained.load(checkpoint, model, pretrained.adder(TASK), key=jax.random.key(0))
+    checkpoint = loading.from_config(TINY).for_pool(TASK.pool)
+    model = loading.abstract(checkpoint, loading.adder(TASK))
+    loaded = loading.load(checkpoint, model, loading.adder(TASK), key=jax.random.key(0))
     chains, params = chain.split(model)[0], loaded.params
     mask = np.arange(300) < np.array([[300], [200]])
     batch = {

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import tl_jax
-from tl_jax import pretrained
+from tl_jax import loading, pretrained
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
 from tl_jax.models import resnet
@@ -26,10 +26,10 @@ def refusal(folder) -> str:
 def load_with_fresh(folder, fresh, classes=5):
     """Parameters and receipt with a head of `classes` classes."""
     labels = {str(i): str(i) for i in range(classes)}
-    checkpoint = pretrained.open_checkpoint(str(folder), overrides={"id2label": labels})
+    checkpoint = loading.open_checkpoint(str(folder), overrides={"id2label": labels})
     task, _ = pretrained.published_head(checkpoint)
-    add_head = pretrained.adder(task)
-    loaded = pretrained.load(checkpoint, pretrained.abstract(checkpoint, add_head), add_head, fresh=fresh)
+    add_head = loading.adder(task)
+    loaded = loading.load(checkpoint, loading.abstract(checkpoint, add_head), add_head, fresh=fresh)
     return loaded.params, loaded.receipt
 
 
@@ -124,16 +124,16 @@ def test_the_layout_is_told_by_the_names(tmp_path):
 
 def test_loading_builds_no_random_values(publish, monkeypatch):
     """What the file has is never initialised."""
-    monkeypatch.setattr(pretrained.jax, "jit", None)
-    checkpoint = pretrained.open_checkpoint(str(publish(architectures=["BertModel"])))
-    model = pretrained.abstract(checkpoint)
-    assert pretrained.load(checkpoint, model).params.keys() == chain.split(model)[1].keys()
+    monkeypatch.setattr(loading.jax, "jit", None)
+    checkpoint = loading.open_checkpoint(str(publish(architectures=["BertModel"])))
+    model = loading.abstract(checkpoint)
+    assert loading.load(checkpoint, model).params.keys() == chain.split(model)[1].keys()
 
 
 def test_parameters_start_as_keys_of_flax_have_it():
     """What is fresh has the values that `nnx.Rngs` gives it."""
-    checkpoint = pretrained.from_config({"architecture": "CIFAR ResNet-20"})
-    found = pretrained.build(checkpoint, None, jax.random.key(3))
+    checkpoint = loading.from_config({"architecture": "CIFAR ResNet-20"})
+    found = loading.build(checkpoint, None, jax.random.key(3))
     expected = checkpoint.family.Backbone(checkpoint.config, rngs=nnx.Rngs(params=jax.random.key(3)))
     found, expected = (chain.split(model)[1] for model in (found, expected))
     assert found.keys() == expected.keys()
