@@ -175,6 +175,8 @@ def test_missing_config_is_refused(source):
         ({"plan.preset": "last_n"}, "plan.n"),
         ({"plan.n": 2}, "plan.n"),
         ({"plan.layer_decay": 1.5}, "layer_decay"),
+        ({"plan.lowest_lr": 0}, "lowest_lr"),
+        ({"plan.layer_decay": 0.5, "plan.lowest_lr": 0.5}, "one of layer_decay and lowest_lr"),
         ({"plan.lr": ((".*", -1.0),)}, "plan.lr"),
         ({"mesh.fsdp": -1}, "mesh"),
         ({"mesh.data": 0}, "mesh"),

@@ -6,21 +6,16 @@ Each scenario is a chain of processes, started as a user would; the tests look a
 """
 
 import contextlib
-import json
 import signal
 
-import jax
 import makers
-import numpy as np
 import pytest
+import resuming
 
 from tl_jax import runs
 from tl_jax.report import metrics
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.stopping import Stopped
-
-# What a clock says, which no run repeats.
-_TIMES = ("examples_per_second",)
 
 # The command line, in a process that sends signals to itself after a step. Torch, which tensorboardX imports where it
 # is installed, is left out: it takes longer than the run.
@@ -106,28 +101,6 @@ def pairs(home, images):
     return outcomes
 
 
-def lines(workdir) -> list[dict]:
-    """The log without what a clock says."""
-    return [{k: v for k, v in line.items() if k not in _TIMES} for line in metrics.read(workdir)]
-
-
-def last_state(workdir):
-    """What moves, in the last checkpoint."""
-    kept = json.loads((workdir / "config.json").read_text())
-    kept["train"]["restore_best"] = False
-    (workdir / "config.json").write_text(json.dumps(kept))
-    return runs.open_run(workdir)[1].moving
-
-
-def assert_same_run(workdir, other) -> None:
-    """Parameters, statistics, optimizer state, every logged number and the checksum of every batch are equal."""
-    jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(other))
-    assert lines(workdir) == lines(other)
-    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (workdir, other))
-    for name in ("steps", "tested_step", "train", "validation", "test", "intervals", "details"):
-        assert ours[name] == theirs[name], name
-
-
 def test_a_kill_leaves_the_log_and_a_whole_checkpoint(alone):
     """SIGKILL after step 10, in the middle of epoch 2; the save of step 8 was well under way or done."""
     assert alone["killed"][0][0] == -9
@@ -148,7 +121,7 @@ def test_one_process_goes_on_as_if_nothing_had_happened(alone, home):
     """After a kill and a stop, the bits of the run that was left alone; logged every step, so no window moves."""
     for rc, _, err in (*alone["unbroken"], *alone["gone on"]):
         assert rc == 0, err
-    assert_same_run(home / "killed_one", home / "one")
+    resuming.assert_same_run(home / "killed_one", home / "one")
 
 
 def test_a_second_signal_ends_at_once(home, texts):
@@ -186,4 +159,4 @@ def test_two_processes_go_on_as_if_nothing_had_happened(home, pairs):
     """After a kill and a stop, the bits of the run of two processes that was left alone."""
     for rc, _, err in (*pairs["unbroken"], *pairs["gone on"]):
         assert rc == 0, err
-    assert_same_run(home / "killed_two", home / "two")
+    resuming.assert_same_run(home / "killed_two", home / "two")

@@ -31,7 +31,8 @@ from tl_jax.train.state import State
 
 _ALPHAS = tuple(i / 10 for i in range(11))
 # In what runs must agree to be averaged, and what of it changes no more than a seed does.
-_AGREE, _MAY_DIFFER = ("model", "task", "data", "plan", "pretrain", "train.metric"), ("data.augment", "data.threads")
+_AGREE = ("model", "task", "data", "plan", "phases", "recipe", "distill", "pretrain", "train.metric")
+_MAY_DIFFER = ("data.augment", "data.magnitude", "data.threads")
 
 
 def average_runs(workdirs: Sequence[str], to: str | None = None) -> dict[str, Any]:
@@ -62,11 +63,16 @@ def average_runs(workdirs: Sequence[str], to: str | None = None) -> dict[str, An
         first, makers = "alpha", _steps_between(engine, state, workdirs[0])
         rows = [_row(engine, _with_leaves(state, make()), name) for name, make in makers.items()]
     else:
-        first, (makers, rows) = "network", _soups(engine, state, workdirs)
+        others = [runs.open_run(workdir) for workdir in workdirs[1:]]
+        # The best checkpoint of a run may be of an earlier phase than another's.
+        engine = engine.phase(max(each.number for each in (engine, *(other for other, _ in others))))
+        states = [state, *(other for _, other in others)]
+        first, (makers, rows) = "network", _soups(engine, states, workdirs)
     best = max(rows, key=functools.partial(_rank, engine))["name"]
     text = f"{table.averages(rows, first, runs.chosen_metric(engine)[0])}\n\nBest on validation: {first} {best}."
-    if state.stats:
-        text += f"\nRunning statistics ({len(state.stats)} leaves) are averaged like all others."
+    stats = {path for stages in engine.chains.values() for stage in stages for path in stage.stats()}
+    if stats := stats.intersection(engine.changing):
+        text += f"\nRunning statistics ({len(stats)} leaves) are averaged like all others."
     if to is not None:
         adapted = engine.to_pretrained(_with_leaves(state, makers[best]()))
         adapted.save(to)
@@ -79,25 +85,27 @@ def average_runs(workdirs: Sequence[str], to: str | None = None) -> dict[str, An
 
 def _steps_between(engine: Engine, state: State, workdir: str) -> dict[str, Callable[[], Params]]:
     start, loaded = engine.init_with_receipt()
-    began = {path: leaf for path, leaf in _leaves(start).items() if path not in loaded.receipt.fresh}
+    began = {path: leaf for path, leaf in _leaves(engine, start).items() if path not in loaded.receipt.fresh}
     if not began:
         what = "nothing that it trained was pretrained, so there is nothing between"
         raise UserError(str(workdir), what, "give a run with another plan, or several runs")
-    return {f"{alpha:.1f}": functools.partial(between, began, _leaves(state), alpha) for alpha in _ALPHAS}
+    return {f"{alpha:.1f}": functools.partial(between, began, _leaves(engine, state), alpha) for alpha in _ALPHAS}
 
 
-def _soups(engine: Engine, state: State, workdirs: Sequence[str]):
+def _soups(engine: Engine, states: Sequence[State], workdirs: Sequence[str]):
     """What makes each network, by name, and their rows."""
-    states = [state, *(runs.open_run(workdir)[1] for workdir in workdirs[1:])]
+    state = states[0]
     fresh = folders.read_json(epath.Path(workdirs[0]) / "receipt.json")["fresh"]
-    drawn = [path for path in fresh if path in state.frozen]
+    drawn = sorted(set(fresh) - set(engine.changing))
     odd = [path for path in drawn for other in states if not np.array_equal(other.frozen[path], state.frozen[path])]
     if odd:
         what = f"frozen parameters that the seed drew differ between the runs: {shorten(dict.fromkeys(odd))}"
         raise UserError("average", what, "give runs of one seed, or train them")
     # On the devices of the first run, whatever mesh the others had.
-    places = {path: leaf.sharding for path, leaf in _leaves(state).items()}
-    trees = [{path: jax.device_put(leaf, places[path]) for path, leaf in _leaves(each).items()} for each in states]
+    places = {path: leaf.sharding for path, leaf in _leaves(engine, state).items()}
+    trees = [
+        {path: jax.device_put(leaf, places[path]) for path, leaf in _leaves(engine, each).items()} for each in states
+    ]
     rows = [_row(engine, _with_leaves(state, tree), str(name)) for name, tree in zip(workdirs, trees)]
     order = sorted(range(len(trees)), key=lambda i: _rank(engine, rows[i]), reverse=True)
     metric, larger = runs.chosen_metric(engine)
@@ -140,13 +148,16 @@ def _rank(engine: Engine, row: Mapping[str, Any]) -> tuple[float, float]:
     return score, -row["validation"]["loss"]
 
 
-def _leaves(state: State) -> Params:
-    return {**state.trained, **state.stats}
+def _leaves(engine: Engine, state: State) -> Params:
+    """What training has moved, with averages where they are kept, as it is evaluated."""
+    adapted = state.adapted
+    return {path: adapted[path] for path in engine.changing}
 
 
 def _with_leaves(state: State, tree: Params) -> State:
-    trained, stats = ({path: tree[path] for path in part} for part in (state.trained, state.stats))
-    return dataclasses.replace(state, trained=trained, stats=stats)
+    groups = {"trained": state.trained, "stats": state.stats, "frozen": state.frozen}
+    moved = {name: {path: tree.get(path, leaf) for path, leaf in group.items()} for name, group in groups.items()}
+    return dataclasses.replace(state, **moved, ema={})
 
 
 def _check_runs(workdirs: Sequence[str]) -> None:
@@ -163,8 +174,9 @@ def _check_runs(workdirs: Sequence[str]) -> None:
     wrong = [f"{name} began from no weights" for name, run in zip(workdirs, read) if not run["receipt"]["digest"]]
     # The mean of two products is not the product of the means, so neither factor of a LoRA may be averaged.
     plans = [run["config"]["plan"] for run in read]
-    adapted = [plan.get("adapters") or plan["preset"] == "lora" for plan in plans]
-    wrong += [f"{name} trained adapters" for name, found in zip(workdirs, adapted) if found]
+    # And a prompt has no place in published files.
+    adapted = [plan.get("adapters") or plan.get("prompt") or plan["preset"] == "lora" for plan in plans]
+    wrong += [f"{name} trained adapters or a prompt" for name, found in zip(workdirs, adapted) if found]
     for name, run in zip(workdirs[1:], read[1:]):
         found = folders.differences(read[0]["config"], run["config"])
         found = [text for text in found if text.startswith(_AGREE) and not text.startswith(_MAY_DIFFER)]

@@ -13,6 +13,7 @@ examples, by a program of their own in index order, so an interrupted run that c
 import functools
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ import jax
 from tl_jax.core import chain
 from tl_jax.core.chain import EVAL
 from tl_jax.core.errors import UserError
+from tl_jax.core.quantized import compiler_options
 from tl_jax.parallel import sharding
 from tl_jax.plan import cut
 from tl_jax.train.activations import Activations, used
@@ -27,6 +29,13 @@ from tl_jax.train.activations import Activations, used
 # Of the machine's memory; beyond it every epoch computes the prefix again.
 _SHARE = 0.25
 _SPLITS = ("train", "validation")
+
+
+def check(engines: Sequence[Any]) -> None:
+    """Raise UserError where `train.cache` asks for what can be done in none of a run's phases."""
+    reasons = [Cache(engine).why_not() for engine in engines if engine.exp.train.cache == "on"]
+    if reasons and None not in reasons:
+        raise UserError("train.cache", f"is on, but {reasons[-1]}", "set train.cache=auto")
 
 
 class Cache:
@@ -52,10 +61,12 @@ class Cache:
         if not all(engine.plan.cut.values()):
             return "a chain of the network begins above the cut"
         if engine.exp.data.augment:
-            return "data.augment changes the images from epoch to epoch"
+            return "data.augment changes the examples from epoch to epoch"
+        if engine.step.teacher is not None:
+            return "distill.teacher reads the inputs in every step"
         if engine.step.mix is not None:
             return "train.mixup or train.cutmix changes the images in every step"
-        if engine.steps <= engine.steps_per_epoch and engine.exp.data.sampler == "shuffle":
+        if engine.stop - engine.start <= engine.steps_per_epoch and engine.exp.data.sampler == "shuffle":
             return "no example is seen twice"
         if jax.tree.leaves([carry.shared for carry in self._kept.values()]):
             return "tables that belong to no example cross the cut"
@@ -63,11 +74,6 @@ class Cache:
         if self.nbytes > limit:
             return f"it would take {self.nbytes / 1e9:.1f} GB of memory, the limit is {limit / 1e9:.1f}"
         return None
-
-    def check(self) -> None:
-        """Raise UserError where `train.cache` asks for what cannot be done."""
-        if self._engine.exp.train.cache == "on" and (reason := self.why_not()) is not None:
-            raise UserError("train.cache", f"is on, but {reason}", "set train.cache=auto")
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +123,7 @@ class Cache:
                 (batch["id"], batch["weight"], crossing), sharding.replicated(engine.mesh)
             )
 
-        return jax.jit(run)
+        return jax.jit(run, compiler_options=compiler_options(engine.exp.plan.quantize))
 
     @functools.cached_property
     def _kept(self):

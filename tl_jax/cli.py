@@ -40,6 +40,8 @@ python launch.py [VERB] [--config=CONFIG] [--workdir=DIR] [--config.FIELD=VALUE 
   export   --workdir=R --to=DIR [--format=hf]              a run's network as transformers reads it, with a model card
            --workdir=R --to=DIR --format=peft              its adapters alone, as PEFT reads them
   plan     --config=CONFIG                                 what would train, at which rate, its cost and memory
+  bench    --config=CONFIG [--synthetic] [--steps=20]      time, FLOPs and memory of a step, input, checkpoint
+           --config=CONFIG --against=torch [--repeats=3]   and of the same step in PyTorch, in turn
 
 CONFIG is a .py file, a run's config.json, or a name: """
 
@@ -59,6 +61,12 @@ class _Flags:
         define("format", "hf", "Layout to export to: hf, files for transformers; peft, the adapters alone.")
         define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
         define("compile_cache", None, "Folder to keep compiled programs in; by default one of yours; 'off' for none.")
+        flags.DEFINE_bool("synthetic", False, "Measure with random arrays in place of the config's data.")
+        flags.DEFINE_integer("classes", 2, "Classes of synthetic data.")
+        flags.DEFINE_integer("steps", 20, "Steps to measure.")
+        define("against", None, "torch: measure the same step in PyTorch too, in turn.")
+        flags.DEFINE_integer("repeats", 3, "Rounds of either side, with --against.")
+        flags.DEFINE_integer("threads", None, "Cores to measure on; 2 with --against.")
         flags.DEFINE_integer("num_processes", None, "Processes in all, with --coordinator.")
         flags.DEFINE_integer("process_id", None, "Number of this process, with --coordinator.")
         flags.DEFINE_bool("distributed", False, "Start as one process of a pod; the cluster is detected.")
@@ -110,7 +118,7 @@ def _main(parsed: list[Any]) -> None:
         if verb not in _VERBS:
             raise UserError(verb, f"no such verb{did_you_mean(verb, _VERBS)}", "see --help")
         exp = _experiment(verb, flags.FLAGS, overrides)
-        _set_up(flags.FLAGS, exp)
+        _set_up(flags.FLAGS, exp, keep=verb != "bench")
         with processes.leave_on_error(passing=(UserError, Stopped, FloatingPointError)):
             result = _VERBS[verb](flags.FLAGS, words[1:], exp)
         if flags.FLAGS.json:
@@ -138,8 +146,8 @@ def _tell(error: UserError, debug: bool) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _set_up(FLAGS, exp: config.Experiment | None) -> None:
-    """What only the command line may do: flags of JAX and XLA, processes, the compile cache."""
+def _set_up(FLAGS, exp: config.Experiment | None, keep: bool) -> None:
+    """What only the command line may do: flags of JAX and XLA, processes, the compile cache, unless nothing is kept."""
     import jax
     from absl import logging
 
@@ -149,7 +157,7 @@ def _set_up(FLAGS, exp: config.Experiment | None) -> None:
     if exp is not None and exp.train.deterministic:
         # Read when the backend starts, so before any process or device is asked for.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    if FLAGS.compile_cache != "off":
+    if keep and FLAGS.compile_cache != "off":
         jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache or _private_cache())
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
 
@@ -165,7 +173,7 @@ def _private_cache() -> str:
 
 def _experiment(verb: str, FLAGS, overrides: Mapping[str, str]) -> config.Experiment | None:
     """The config of a verb that takes one; the others read that of a run."""
-    if verb in ("train", "plan"):
+    if verb in ("train", "plan", "bench"):
         return config.load(FLAGS.config, overrides)
     if overrides:
         raise UserError(f"--config.{next(iter(overrides))}", f"has no effect on {verb}", "see --help")
@@ -290,7 +298,24 @@ def _plan(FLAGS, words, exp) -> dict[str, Any]:
     report = costs.report(exp)
     if not FLAGS.json:
         print(report.text)
-    return dataclasses.asdict(report.figures)
+    return {
+        **dataclasses.asdict(report.figures),
+        "earlier_phases": [dataclasses.asdict(figures) for figures in report.earlier_phases],
+    }
+
+
+def _bench(FLAGS, words, exp) -> dict[str, Any]:
+    from tl_jax.bench import against, report
+
+    _no_more(words, "bench")
+    threads = FLAGS.threads or (2 if FLAGS.against else None)
+    if threads is not None:
+        against.limit_threads(threads)
+    asked = report.Asked(FLAGS.steps, FLAGS.synthetic, FLAGS.classes, FLAGS.against, FLAGS.repeats, threads)
+    found = report.bench(exp, asked)
+    if not FLAGS.json:
+        print(found.text)
+    return found.figures
 
 
 def _no_more(words: Sequence[str], verb: str) -> None:
@@ -308,4 +333,5 @@ _VERBS: dict[str, Callable[[Any, Sequence[str], config.Experiment | None], dict[
     "convert": _convert,
     "export": _export,
     "plan": _plan,
+    "bench": _bench,
 }

@@ -39,6 +39,8 @@ class Model:
       fresh: patterns of parameter paths to initialise anew; every other parameter must be in the checkpoint.
       init: `pretrained` fills from the checkpoint, `random` keeps its architecture only.
       dtype: in what the network computes; trained parameters stay float32.
+      drop_path: how often training drops a residual branch of the last block, for a whole example (stochastic depth,
+        Huang et al. 2016); from 0 at the first block in even steps. What the checkpoint's config says where None.
     """
 
     pretrained: str | None = None
@@ -48,6 +50,7 @@ class Model:
     fresh: tuple[str, ...] = ()
     init: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    drop_path: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,12 @@ class Data:
       validation, test: fractions taken from unsplit data, stratified by class.
       split_seed: which split; the experiment's seed does not change it.
       per_class: at most this many training examples of each class, drawn by `split_seed`.
+      class_counts: the same for classes by name, over `per_class`: `{"red": 14, "white": 2}` makes rare ones.
       image_size: side in pixels; from the checkpoint's preprocessor file when None.
-      augment: random changes of training images: `flip`, `crop`, in order.
+      augment: random changes of training images, in order: `flip`, `crop`, `rand` (RandAugment), `trivial`
+        (TrivialAugment); of training sounds: `specaugment`, stripes of a spectrogram, or the spans that a network of
+        raw waves hides by its own config, even where the stage that hides them is frozen. See `data.augment`.
+      magnitude: strength of `rand`, 0 to 30.
       max_length: tokens of a text, or samples of a sound, at most; longer ones are cut there.
       buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one.
       sampler: `shuffle` shows every training example once an epoch; `balanced` shows every class equally often in an
@@ -94,8 +101,10 @@ class Data:
     test: float = 0.2
     split_seed: int = 0
     per_class: int | None = None
+    class_counts: dict[str, int] = field(default_factory=dict)
     image_size: int | None = None
-    augment: tuple[Literal["flip", "crop"], ...] = ()
+    augment: tuple[Literal["flip", "crop", "rand", "trivial", "specaugment"], ...] = ()
+    magnitude: int = 9
     max_length: int = 128
     buckets: tuple[int, ...] = ()
     sampler: Literal["shuffle", "balanced"] = "shuffle"
@@ -112,6 +121,7 @@ class Adapter:
       rank: numbers between the two layers of a `lora`, `dora` or `bottleneck`.
       alpha: the change of a `lora` or `dora` counts alpha / rank times; as the rank where None.
       use_rslora: alpha / √rank times instead.
+      dropout: of what a `lora` or `dora` reads, in training, where `plan.dropout` draws; PEFT's `lora_dropout`.
       feedforward: an `ia3` scales the inputs of its layer instead of the outputs.
     """
 
@@ -119,6 +129,7 @@ class Adapter:
     rank: int = 8
     alpha: float | None = None
     use_rslora: bool = False
+    dropout: float = 0.0
     feedforward: bool = False
 
 
@@ -127,7 +138,7 @@ class Plan:
     """What happens to every parameter: patterns over `/` paths (`re.fullmatch`), first match wins.
 
     Where there are adapters, they train, and the head, and of all else what `train` names. A pattern of `lr` or `decay`
-    reaches the parameters of adapters only if it names them, as `.*/lora/.*`, `.*/ia3/.*` or `.*/bottleneck/.*`:
+    reaches the parameters of adapters only if it names them, as `.*/lora/.*`, `.*/ia3/.*` or `.*/prompt/.*`:
     `lr=((".*/lora/b/kernel", 16.0),)` is LoRA+ (Hayou et al. 2024).
 
     Attributes:
@@ -136,25 +147,34 @@ class Plan:
       n: how many blocks `last_n` trains, with everything after them.
       rank: of the preset `lora`; 8 where None.
       adapters: by pattern of kernels, `((r"blocks/.*/attn/(query|value)/kernel", Adapter("lora", rank=8)),)`.
+      prompt: so many trained rows in front of the words of every text, in place of adapters (Lester et al. 2021); see
+        `nn.prompt`. They count as words of the network's limit, not of `data.max_length`.
       train: patterns of what trains; all else is frozen.
       lr: multiples of the learning rate; 1 where none matches.
       layer_decay: multiply the rate by this once more for every stage further from the head.
+      lowest_lr: the same, given by the share of the rate that the first stage has (Howard & Ruder 2018).
       decay: weight decay by pattern; else the optimizer's, and 0 for leaves of at most one dimension.
       batchnorm: mode by pattern of stage names: `eval` (running statistics), `stats` (batch statistics, running ones
         follow), `train` (as `stats`, and scale and bias train). Default: `train` where a stage trains, else `eval`.
       dropout: `suffix` draws dropout from the cut on, `all` in every stage, `none` nowhere.
+      quantize: keeps frozen kernels and tables in memory as 8 bits and a scale an output (`int8`), or as 4 bits and a
+        scale for 64 numbers (`nf4`, Dettmers et al. 2023), and makes each whole in the stage that uses it. Training and
+        evaluation see the rounded network; what is exported or merged has the file's own numbers under what trained.
     """
 
     preset: Literal["full", "linear_probe", "last_n", "norm_only", "bias_only", "lora"] | None = None
     n: int | None = None
     rank: int | None = None
     adapters: tuple[tuple[str, Adapter], ...] = ()
+    prompt: int | None = None
     train: tuple[str, ...] = ()
     lr: Rules = ()
     layer_decay: float | None = None
+    lowest_lr: float | None = None
     decay: Rules = ()
     batchnorm: tuple[tuple[str, Literal["eval", "stats", "train"]], ...] = ()
     dropout: Literal["suffix", "all", "none"] = "suffix"
+    quantize: Literal["int8", "nf4"] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,9 +185,11 @@ class Optimizer:
       name: `adamw`, `sgd` (momentum), `lion`, `lamb`, `adafactor` or `muon`.
       learning_rate: the peak of the schedule.
       weight_decay: decoupled (for `sgd`, added to the gradient, as is usual there).
-      schedule: after the warm-up: `constant`, `linear` or `cosine` down to `final` times the peak; `one_cycle` has
-        its own rise over the first quarter and takes no warm-up.
-      warmup: share of all steps over which the rate rises from 0.
+      schedule: after the rise: `constant`, `linear` or `cosine` down to `final` times the peak; `one_cycle` rises along
+        a cosine too.
+      warmup: share of all steps over which the rate rises; 0.1 where None, a quarter for `one_cycle`.
+      initial, final: shares of the peak at which the rate begins and ends; 0 where None, 1/25 and 1e-5 for `one_cycle`.
+      span: in a run of several phases, whether every `phase` has its own schedule or one spans the `run`.
       clip_norm: largest global norm of the trained gradients; None for no clipping.
       options: further arguments of the Optax transform, for instance `{"b2": 0.98}` or `{"momentum": 0.95}`.
     """
@@ -176,8 +198,10 @@ class Optimizer:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "cosine"
-    warmup: float = 0.1
-    final: float = 0.0
+    warmup: float | None = None
+    initial: float | None = None
+    final: float | None = None
+    span: Literal["phase", "run"] = "phase"
     clip_norm: float | None = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -188,14 +212,15 @@ class Train:
 
     Attributes:
       batch_size: examples a step, over all devices and processes.
-      epochs, steps: the length; exactly one of them.
+      epochs, steps: the length, of the last phase where there are several; exactly one of them.
       accumulate: portions a batch is cut into inside the step; gradients are weighted by what each portion counts.
       eval_batch_size: examples an evaluation step; None for `batch_size`.
       eval_every: steps between evaluations; None for once an epoch.
       log_every: steps between lines of the log.
       save_every: steps between checkpoints; None for at every evaluation.
       metric: the validation metric that chooses the best checkpoint; None for the task's own.
-      patience: evaluations without a better metric after which the run stops; None for never.
+      patience: evaluations without a better metric after which the run stops, counted in its last phase; None for
+        never.
       cache: compute what crosses the cut once and keep it in memory, instead of in every epoch: `auto` where that saves
         work and fits, `on` or a refusal that says why not, `off` never.
       restore_best: test the best checkpoint by validation instead of the last.
@@ -231,6 +256,29 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """A teacher whose answers are learnt beside the labels; nothing happens while `teacher` is None.
+
+    The loss of an example is (1 - weight) task + weight T² KL(teacher || student) + features MSE, with both networks'
+    probabilities at temperature T (Hinton et al. 2015), and MSE the mean squared difference of their pooled features
+    (after FitNets, Romero et al. 2015). Where these have two widths, a linear layer that trains with the student and is
+    not written brings the student's to the teacher's. With several labels an example, KL is that of each class's two
+    answers, and the mean over classes. Remedies for classes and labels in `task.options` change the task's share alone.
+
+    Attributes:
+      teacher: as `model.pretrained`: a classifier of the same classes that reads the same inputs.
+      temperature: T; the higher, the more the unlikely classes count.
+      weight: share of the teacher's probabilities in [0, 1].
+      features: what the MSE is multiplied with; 0 for none.
+    """
+
+    teacher: str | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+    features: float = 0.0
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices by axis: `data` copies the parameters, `fsdp` shards them, `tensor` splits the matrix products.
 
@@ -243,12 +291,53 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of training with a plan of its own, before the run's own plan takes over.
+
+    What goes on training keeps its optimizer state and its average; what begins to train starts anew; what no longer
+    trains stays as it is then. Adapters and a prompt belong to the network: they are named by the run's own plan, and a
+    phase whose plan names the same ones trains them too.
+
+    Attributes:
+      plan: what happens to every parameter.
+      epochs, steps: the length; exactly one of them.
+      optimizer: fields of the run's `optimizer` that differ, for instance `{"learning_rate": 1e-2}`; its name and
+        options stay.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    epochs: float | None = None
+    steps: int | None = None
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Phases as published, instead of writing them out; see `plan.phases` for each.
+
+    Attributes:
+      name: `lp_ft` trains the head, then as the plan says (Kumar et al. 2022); `fine_tune` is fastai's; `ulmfit` adds
+        one block after the other, from the last (Howard and Ruder 2018); `frozen_start` trains the head, then as the
+        plan says, with one schedule over both (wav2vec2).
+      epochs: of each phase that comes before the run's own plan.
+      lr: multiple of the learning rate in those phases.
+    """
+
+    name: Literal["lp_ft", "fine_tune", "ulmfit", "frozen_start"] | None = None
+    epochs: float = 1.0
+    lr: float = 1.0
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run.
 
     Attributes:
       name: names the run in tables, and its folder; by default that of the config's file.
       seed: of fresh parameters, dropout, shuffling and augmentation.
+      phases: what comes before `plan`, in order; `train.epochs` or `train.steps` is then the length of the last phase,
+        in which `plan` and `optimizer` hold as they are.
+      recipe: phases as published, in place of `phases`.
       baseline: overrides that make the run to compare with, for instance `{"model.init": "random"}`; it is run after
         this one, in the folder `baseline` of its workdir, and both results are printed side by side.
       pretrain: an experiment to run first, in the folder `pretrain`; its result is this one's `model.pretrained`.
@@ -262,7 +351,10 @@ class Experiment:
     plan: Plan = field(default_factory=Plan)
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
+    distill: Distill = field(default_factory=Distill)
     mesh: Mesh = field(default_factory=Mesh)
+    phases: tuple[Phase, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
     baseline: dict[str, Any] = field(default_factory=dict)
     pretrain: "Experiment | None" = None
 

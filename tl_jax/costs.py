@@ -23,6 +23,8 @@ from tl_jax.plan.resolve import count
 from tl_jax.report import plan as plan_report
 from tl_jax.train.step import Step
 
+# Of a step, whatever its portions.
+_PARTS = ("schedule", "mix", "anchor", "ema", "teacher", "compiler_options")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -32,8 +34,9 @@ class Figures:
 
     Attributes:
       flops_per_step: of the compiled step, accumulation unrolled, over all devices.
-      memory: by part: frozen, trained, statistics, optimizer, ema and anchor (where kept), batch, temporaries
-        (gradients and activations).
+      steps: updates, of the phase where there are several.
+      memory: by part: frozen, what of it is quantised by its kind, trained, statistics, optimizer, ema, anchor and
+        teacher (where kept), batch, temporaries (gradients and activations).
       memory_limit: what one device has.
       batch_size_that_fits: the largest, of multiples of the mesh, by a straight line through two compiled sizes.
     """
@@ -51,10 +54,11 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A text for a person, and its figures."""
+    """A text for a person, and its figures; in a run of several phases those of the last, and those before it."""
 
     text: str
     figures: Figures
+    earlier_phases: tuple[Figures, ...] = ()
 
 
 def report(exp: config.Experiment) -> Report:
@@ -63,10 +67,26 @@ def report(exp: config.Experiment) -> Report:
     Raises:
       UserError: all that building the run would refuse.
     """
-    engine = build(exp)
+    first = build(exp)
+    engines = [first.phase(number) for number in range(len(first.stretches))]
+    described = [_describe(engine) for engine in engines]
+    checkpoint = loading.read_from(exp.model, first.checkpoint)
+    weights = f"weights: {loading.foresee(checkpoint, first.model, exp.model.fresh)}"
+    if len(engines) == 1:
+        ((text, figures),) = described
+        return Report(f"{weights}\n\n{text}", figures)
+    titles = (f"phase {e.number + 1} of {len(engines)}, steps {e.start + 1} to {e.stop}" for e in engines)
+    texts = (f"{title}\n\n{text}" for title, (text, _) in zip(titles, described))
+    *earlier, last = (figures for _, figures in described)
+    return Report("\n\n".join((weights, *texts)), last, tuple(earlier))
+
+
+def _describe(engine: Engine) -> tuple[str, Figures]:
+    """One phase."""
+    exp = engine.exp
     _, params = chain.split(engine.model)
     compiled = compile_step(engine, exp.train.batch_size)
-    memory = _memory(engine, exp.train.batch_size, compiled)
+    memory = memory_by_part(engine, exp.train.batch_size, compiled)
     unit = exp.train.accumulate * engine.mesh.shape["data"] * engine.mesh.shape["fsdp"]
     other = exp.train.batch_size // 2 // unit * unit or exp.train.batch_size + unit
     temp = memory["temporaries"]
@@ -79,7 +99,7 @@ def report(exp: config.Experiment) -> Report:
     figures = Figures(
         total_parameters=count(params, params),
         trained_parameters=count(params, engine.plan.trained),
-        steps=engine.steps,
+        steps=engine.stop - engine.start,
         steps_per_epoch=engine.steps_per_epoch,
         batch_size=exp.train.batch_size,
         flops_per_step=float(plain.cost_analysis()["flops"]) * engine.mesh.size,
@@ -87,14 +107,14 @@ def report(exp: config.Experiment) -> Report:
         memory_limit=limit,
         batch_size_that_fits=fits,
     )
-    return Report(_text(engine, params, figures), figures)
+    return _text(engine, params, figures), figures
 
 
 def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None):
     """The compiled step for a batch of this size, from abstract arguments."""
     step = engine.step
     if accumulate is not None:
-        parts = {name: getattr(step, name) for name in ("schedule", "mix", "anchor", "ema")}
+        parts = {name: getattr(step, name) for name in _PARTS}
         step = Step(engine.step.objective, engine.tx, accumulate=accumulate, **parts)
     return step.core.lower(*_arguments(engine, batch_size)).compile()
 
@@ -116,9 +136,12 @@ def _arguments(engine: Engine, batch_size: int) -> tuple[dict[str, Any], dict[st
         moving["ema"] = trained
     moves = {*engine.plan.trained, *engine.plan.moving}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    constant = {"frozen": {p: leaf for p, leaf in by_path.items() if p not in moves}, "key": _on(key, whole)}
+    frozen = {p: leaf for p, leaf in by_path.items() if p not in moves}
+    frozen = frozen if engine.quantized is None else engine.quantized.abstract(frozen)
+    constant = {"frozen": frozen, "key": _on(key, whole)}
     anchor = engine.step.anchor
     constant["anchor"] = {} if anchor is None else {path: by_path[path] for path in anchor.loaded}
+    constant["teacher"] = {} if engine.step.teacher is None else engine.teacher.shapes(engine.mesh)
     return moving, constant, engine.abstract_batch(batch_size)
 
 
@@ -126,7 +149,7 @@ def _on(leaf, place) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
-def _memory(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
+def memory_by_part(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
     """Bytes on one device by part, what the program itself leaves unread among them."""
     moving, constant, batch = _arguments(engine, batch_size)
 
@@ -134,13 +157,15 @@ def _memory(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
         leaves = jax.tree.leaves(tree)
         return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
+    few = {} if engine.quantized is None else {path: constant["frozen"][path] for path in engine.quantized.paths}
     return {
-        "frozen": size(constant["frozen"]),
+        "frozen": size(constant["frozen"]) - size(few),
+        **({f"frozen in {engine.quantized.kind}": size(few)} if few else {}),
         "trained": size(moving["trained"]),
         "statistics": size(moving["stats"]),
         "optimizer": size(moving["opt_state"]),
         **({"ema": size(moving["ema"])} if "ema" in moving else {}),
-        **({"anchor": size(constant["anchor"])} if constant["anchor"] else {}),
+        **{name: size(constant[name]) for name in ("anchor", "teacher") if constant[name]},
         "batch": size(batch),
         "temporaries": int(compiled.memory_analysis().temp_size_in_bytes),
     }
@@ -156,22 +181,18 @@ def _limit(mesh: jax.sharding.Mesh) -> int:
 
 
 def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
-    checkpoint, exp = engine.checkpoint, engine.exp
-    if exp.model.init == "random":
-        checkpoint = dataclasses.replace(checkpoint, folder=None)
     parts = ", ".join(f"{name} {readable(size)}" for name, size in figures.memory.items())
     used = readable(sum(figures.memory.values()))
     share = figures.trained_parameters / figures.total_parameters
     return "\n".join(
         [
-            f"weights: {loading.foresee(checkpoint, engine.model, exp.model.fresh)}",
-            "",
             plan_report.by_stage(engine.plan, engine.chains, params),
             "",
             f"parameters: {figures.trained_parameters:,} of {figures.total_parameters:,} train ({share:.1%})",
             f"steps: {figures.steps} of {figures.batch_size} examples, {figures.steps_per_epoch} an epoch",
             f"cost: {figures.flops_per_step / 1e9:.2f} GFLOP a step, compiled",
             f"cut: {_kept(engine)}",
+            *([] if engine.quantized is None else [f"quantised: {engine.quantized}"]),
             f"memory on a device: {used} ({parts}) of {readable(figures.memory_limit)}",
             f"largest batch that fits: about {figures.batch_size_that_fits}",
         ]

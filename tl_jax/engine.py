@@ -13,7 +13,7 @@ Everything here can be used inside somebody else's loop; `runs.run` is the loop 
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,16 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tl_jax import caching, config, inputs, loading, remedies
+from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
+from tl_jax.core.quantized import compiler_options
 from tl_jax.data import pipeline, splits
 from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
-from tl_jax.plan import cut
+from tl_jax.plan import cut, phases
+from tl_jax.plan.phases import Stretch
 from tl_jax.plan.resolve import Resolved, resolve
 from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
 from tl_jax.train import optimizer, schedule
@@ -52,13 +54,16 @@ class Engine:
       task: the head, loss and metrics.
       model: the network, abstract, head included.
       chains: its stages.
-      plan: what happens to every parameter.
-      steps: updates in the whole run; `steps_per_epoch` of them see as many training examples as there are.
+      stretches: the run's phases in full; mostly there is one.
+      forward: the jitted evaluation, whatever the phase.
+      number: of the phase that all that follows here is for; `phase` gives the engines of the others.
       schedule, tx: the learning rate by step, and the optimizer over trained parameters.
       step: the training step; `train_step` and `step_fn` are it, jitted and not.
       callbacks: told of what happens in `runs.run`.
       stores: what crosses the cut, by split, once a `caching.Cache` has computed it; batches then bring it as
         `crossing` instead of inputs.
+      teacher: whose answers are learnt too, if anybody's.
+      quantized: the frozen leaves that are kept in few bits, if any.
     """
 
     exp: config.Experiment
@@ -69,19 +74,84 @@ class Engine:
     checkpoint: Checkpoint
     model: chain.Backbone
     chains: Chains
-    plan: Resolved
+    stretches: tuple[Stretch, ...]
     train_plan: BatchPlan | None
-    steps: int
-    schedule: optax.Schedule
-    tx: optax.GradientTransformation
-    step: Step
+    forward: Callable[..., dict[str, jax.Array]]
     callbacks: Sequence[Any] = ()
+    number: int = 0
+    schedule: optax.Schedule | None = None
+    tx: optax.GradientTransformation | None = None
+    step: Step | None = None
     stores: dict[str, Activations] = dataclasses.field(default_factory=dict)
+    teacher: distilling.Teacher | None = None
+    quantized: quantizing.Chosen | None = None
+
+    def phase(self, number: int) -> "Engine":
+        """The pieces of a phase of the same run."""
+        stretch = self.stretches[number]
+        plan, exp = stretch.plan, self.exp
+        rate = schedule.build(stretch.optimizer, max(1, stretch.stop - stretch.start), stretch.start)
+        if stretch.optimizer.span == "run":
+            rate = schedule.build(stretch.optimizer, max(1, self.steps))
+        _, params = chain.split(self.model)
+        frozen = set(params) - set(plan.trained)
+        tx = optimizer.build(stretch.optimizer, rate, lr=plan.lr, decay=plan.decay, since=stretch.since, frozen=frozen)
+        other = dataclasses.replace(self, number=number, schedule=rate, tx=tx, step=None, stores={})
+        training = bool(self.sets.get("train"))
+        loss_of, teacher = self.task.training_loss, self.teacher if training else None
+        if teacher is not None:
+            loss_of = teacher.lesson.around(loss_of)
+        step = Step(
+            ChainObjective(self.model, self.chains, plan, loss_of, _compute_dtype(exp)),
+            tx,
+            accumulate=exp.train.accumulate,
+            schedule=rate,
+            mix=remedies.mix(exp.train, self.task, self.checkpoint),
+            anchor=remedies.anchor(exp, self.checkpoint, self.model, plan.trained) if training else None,
+            ema=exp.train.ema,
+            teacher=teacher and teacher.forward,
+            place=other.place,
+            out_shardings=other.shardings(),
+            compiler_options=compiler_options(exp.plan.quantize),
+        )
+        return dataclasses.replace(other, step=step)
+
+    @property
+    def plan(self) -> Resolved:
+        """What happens to every parameter in this phase."""
+        return self.stretches[self.number].plan
+
+    @property
+    def start(self) -> int:
+        """The first update of this phase."""
+        return self.stretches[self.number].start
+
+    @property
+    def stop(self) -> int:
+        """The first update that this phase no longer makes."""
+        return self.stretches[self.number].stop
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run; `steps_per_epoch` of them see as many training examples as there are."""
+        return self.stretches[-1].stop
+
+    @property
+    def last(self) -> bool:
+        """Whether no phase comes after this one."""
+        return self.number + 1 == len(self.stretches)
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Paths of all that training has moved up to the end of this phase, in the model's order."""
+        plans = [stretch.plan for stretch in self.stretches[: self.number + 1]]
+        moved = {path for plan in plans for path in (*plan.trained, *plan.moving)}
+        return tuple(path for path in chain.split(self.model)[1] if path in moved)
 
     @property
     def add_head(self):
         """What puts the task's stages and the plan's adapters on a network."""
-        return loading.adder(self.task, self.exp.plan, self.checkpoint)
+        return distilling.adder(loading.adder(self.task, self.exp.plan, self.checkpoint), self.teacher)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,20 +164,27 @@ class Engine:
 
     def init_with_receipt(self) -> tuple[State, Loaded]:
         """The state at step 0, and what loading did."""
-        key = jax.random.key(self.exp.seed)
-        loaded = loading.load(
+        loaded = self._load(None if self.quantized is None else self.quantized.keep)
+        if self.step.teacher is None:
+            return self.state_of(loaded.params), loaded
+        teacher = self.teacher.load(self.mesh)
+        receipt = dataclasses.replace(loaded.receipt, teacher=teacher.receipt.digest)
+        return self.state_of(loaded.params, teacher.params), dataclasses.replace(loaded, receipt=receipt)
+
+    def _load(self, keep=None) -> Loaded:
+        return loading.load(
             loading.read_from(self.exp.model, self.checkpoint),
             self.model,
             self.add_head,
             fresh=self.exp.model.fresh,
-            key=jax.random.fold_in(key, 0),
+            key=jax.random.fold_in(jax.random.key(self.exp.seed), 0),
             dtype="float32",
             mesh=self.mesh,
+            keep=keep,
         )
-        return self.state_of(loaded.params), loaded
 
-    def state_of(self, params: chain.Params) -> State:
-        """A state at step 0 with these leaves."""
+    def state_of(self, params: chain.Params, teacher: chain.Params | None = None) -> State:
+        """A state at step 0 with these leaves, and with these of the teacher."""
         shardings = self.shardings()["opt_state"]
 
         def first():
@@ -117,7 +194,20 @@ class Engine:
         step, key = jax.jit(first, out_shardings=sharding.replicated(self.mesh))()
         groups, kept = (self.plan.trained, self.plan.moving), (self.step.anchor, bool(self.step.ema))
         state = initial_state(params, *groups, self.tx, key, shardings, *kept)
-        return dataclasses.replace(state, step=step)
+        return dataclasses.replace(state, step=step, teacher=teacher or {})
+
+    def enter(self, state: State) -> State:
+        """The state at the start of this phase, from that at the end of the one before.
+
+        What goes on training keeps its optimizer slots and its average, what begins starts with empty slots, what no
+        longer trains is frozen as it is.
+        """
+        begun = self.state_of(state.params, state.teacher)
+        opt_state = optimizer.carried(state.opt_state, begun.opt_state)
+        ema = {path: state.ema.get(path, leaf) for path, leaf in begun.ema.items()}
+        # What was held from an earlier phase on is held where it was loaded.
+        anchor = {**begun.anchor, **state.anchor}
+        return dataclasses.replace(begun, step=state.step, key=state.key, opt_state=opt_state, ema=ema, anchor=anchor)
 
     def train_step(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         """One jitted, donated update; `batch` holds the global batch, on the host or on the devices."""
@@ -127,39 +217,21 @@ class Engine:
         """The same update unjitted, for an outer `jit`, `scan` or `vmap`."""
         return self.step.fn(state, batch)
 
-    @functools.cached_property
-    def _eval(self):
-        def forward(params, batch):
-            below = self.plan.cut if "crossing" in batch else dict.fromkeys(self.chains, 0)
-            crossing = batch.get("crossing", {})
-            outputs, _ = cut.run_suffix(
-                self.model, self.chains, below, crossing, params, batch, lambda _: EVAL, dtype=self._dtype
-            )
-            found = dict(outputs)
-            if "label" in batch:
-                losses, metrics = self.task.loss(outputs, batch)
-                found |= {**metrics, "loss": losses}
-            # Copied to every device: the host then reads it whole, on any number of processes.
-            kept = {name: found[name] for name in (*self.task.outputs, "loss") if name in found}
-            kept |= {name: batch[name] for name in ("weight", "id") if name in batch}
-            return jax.lax.with_sharding_constraint(kept, sharding.replicated(self.mesh))
-
-        return jax.jit(forward)
-
     def eval_step(self, state: State, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The task's outputs, `weight`, `id` where the batch has it and, with labels, `loss` float32[B]: no dropout,
         running statistics."""
         batch = self.place(batch)
         if "weight" not in batch:
             batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
-        return self._eval(state.adapted, batch)
+        cut = tuple(self.plan.cut.values()) if "crossing" in batch else (0,) * len(self.chains)
+        return self.forward(state.adapted, batch, cut)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A batch of this process' rows as global arrays, sharded by example; arrays on devices stay."""
         return sharding.put_batch(batch, self.mesh)
 
     def train_batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
-        """Batches of steps [start, stop), on the devices: a pure function of the seed and the step."""
+        """Batches of the run's steps [start, stop), on the devices: a pure function of the seed and the step."""
         return self._batches(self.sets["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
 
     def eval_batches(self, examples: Examples) -> Iterator[dict[str, jax.Array]]:
@@ -214,10 +286,6 @@ class Engine:
         )
         return pipeline.on_device(host, self.place)
 
-    @property
-    def _dtype(self):
-        return jnp.bfloat16 if self.exp.model.dtype == "bfloat16" else None
-
     def shardings(self) -> dict[str, Any]:
         """Of everything that moves, in the form of `State.moving`."""
         _, params = chain.split(self.model)
@@ -234,12 +302,12 @@ class Engine:
 
     def to_pretrained(self, state: State) -> Pretrained:
         """The adapted network: callable, and `save(folder)` writes the published layout, of `merge()` if the plan has
-        adapters."""
-        _, loaded = self.init_with_receipt()
+        adapters. What was frozen is as the file has it, though it was quantised in training."""
+        loaded = self._load()
         # What was initialised is the state's too, frozen or not: another version of JAX may draw other numbers.
-        ours = (*self.plan.trained, *self.plan.moving, *loaded.receipt.fresh)
+        ours = (*self.changing, *loaded.receipt.fresh)
         base = {**loaded.params, **{path: state.adapted[path] for path in ours}}
-        model = loading.abstract(self.checkpoint, self.add_head)
+        model = loading.abstract(self.checkpoint, loading.adder(self.task, self.exp.plan, self.checkpoint))
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
         published["tl_jax"] = {"task": self.exp.task.name, "options": dataclasses.asdict(self.task.config)}
@@ -256,6 +324,7 @@ def build(
     callbacks: Sequence[Any] = (),
     saved_split: Mapping[str, list[str]] | None = None,
     classes: Sequence[str] | None = None,
+    transform: Any = None,
 ) -> Engine:
     """The pieces of a run: nothing is started, no weight is read, no flag is set.
 
@@ -265,6 +334,7 @@ def build(
       callbacks: `train.callbacks.Callback` objects.
       saved_split: record keys by split, to split exactly as an earlier run did.
       classes: of an earlier run; no data is then read, and the engine evaluates but does not train.
+      transform: from a raw record to arrays, over what the checkpoint's files say; see `data.texts` for what it has.
 
     Raises:
       UserError: whatever is wrong in the config, the data or the checkpoint's names and shapes.
@@ -294,51 +364,73 @@ def build(
     if exp.train.metric is not None and exp.train.metric not in task.metrics:
         raise UserError("train.metric", f"is {exp.train.metric!r}, must be one of {', '.join(task.metrics)}")
     checkpoint = checkpoint.for_pool(task.pool)
-    transform = inputs.transform(exp, checkpoint, train)
+    transform = inputs.transform(exp, checkpoint, train) if transform is None else transform
     sets = {split: task.windows(examples, transform) for split, examples in sets.items()}
     train = sets.get("train")
 
-    model = loading.abstract(checkpoint, loading.adder(task, exp.plan, checkpoint))
+    teacher = distilling.open_teacher(exp, task)
+    model = loading.abstract(checkpoint, distilling.adder(loading.adder(task, exp.plan, checkpoint), teacher))
     chains, params = chain.split(model)
-    plan = resolve(exp.plan, chains, params, exp.optimizer.weight_decay, getattr(model, "reads", None))
-    train_plan, steps = None, 1
+    reads, spared = getattr(model, "reads", None), getattr(checkpoint.family, "NO_DECAY", ())
+    train_plan = None
     if train:
-        lengths, seed = transform.lengths(train), exp.seed
-        buckets = inputs.buckets(exp.data)
-        drawn_by = inputs.sampled_classes(exp.data, train)
         train_plan = BatchPlan(
             len(train),
             exp.train.batch_size,
-            seed=seed,
+            seed=exp.seed,
             shuffle=True,
-            lengths=lengths,
-            buckets=buckets,
-            classes=drawn_by,
+            lengths=transform.lengths(train),
+            buckets=inputs.buckets(exp.data),
+            classes=inputs.sampled_classes(exp.data, train),
         )
-        steps = exp.train.steps or max(1, round(exp.train.epochs * train_plan.steps_per_epoch))
-    rate = schedule.build(exp.optimizer, steps)
-    frozen = set(params) - set(plan.trained)
-    tx = optimizer.build(exp.optimizer, rate, lr=plan.lr, decay=plan.decay, frozen=frozen)
-    dtype = jnp.bfloat16 if exp.model.dtype == "bfloat16" else None
-    objective = ChainObjective(model, chains, plan, task.training_loss, dtype)
-    engine = Engine(
-        exp, mesh, sets, transform, task, checkpoint, model, chains, plan, train_plan, steps, rate, tx, None, callbacks
+    stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
+    names = [stage.name for stages in chains.values() for stage in stages]
+    norms = sorted({path.rpartition("/")[0] for path in stats})
+    # What hides spans is the first stage, so that nothing lies below the cut.
+    drawing = {"dropout": "all"} if inputs.hides_spans(exp, checkpoint) else {}
+    written = phases.write(exp, names, [path for path in params if path not in stats], norms)
+    stretches = phases.resolve(
+        written,
+        exp.optimizer,
+        train_plan and train_plan.steps_per_epoch,
+        lambda plan, decay: resolve(dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared),
     )
-    step = Step(
-        objective,
-        tx,
-        accumulate=exp.train.accumulate,
-        schedule=rate,
-        mix=remedies.mix(exp.train, task, checkpoint),
-        anchor=remedies.anchor(exp, checkpoint, model, plan.trained) if train else None,
-        ema=exp.train.ema,
-        place=engine.place,
-        out_shardings=engine.shardings(),
-    )
-    engine = dataclasses.replace(engine, step=step)
+    forward = _forward(model, chains, task, exp, mesh)
+    parts = exp, mesh, sets, transform, task, checkpoint, model, chains, stretches, train_plan, forward, callbacks
+    moved = {path for each in stretches for path in (*each.plan.trained, *each.plan.moving)}
+    chosen = quantizing.choose(exp, checkpoint, model, moved)
+    engine = Engine(*parts, teacher=teacher, quantized=chosen).phase(0)
+    if train and teacher is not None:
+        teacher.check(exp, checkpoint, engine.abstract_batch(1))
     if train:
-        caching.Cache(engine).check()
+        caching.check([engine.phase(number) for number in range(len(stretches))])
     return engine
+
+
+def _forward(model, chains, task, exp, mesh):
+    """(params, batch, cut) -> what `Engine.eval_step` returns; `cut` is that of what the batch brings, by chain."""
+
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options(exp.plan.quantize))
+    def forward(params, batch, cut_at):
+        below = dict(zip(chains, cut_at, strict=True))
+        crossing = batch.get("crossing", {})
+        outputs, _ = cut.run_suffix(
+            model, chains, below, crossing, params, batch, lambda _: EVAL, dtype=_compute_dtype(exp)
+        )
+        found = dict(outputs)
+        if "label" in batch:
+            losses, metrics = task.loss(outputs, batch)
+            found |= {**metrics, "loss": losses}
+        # Copied to every device: the host then reads it whole, on any number of processes.
+        kept = {name: found[name] for name in (*task.outputs, "loss") if name in found}
+        kept |= {name: batch[name] for name in ("weight", "id") if name in batch}
+        return jax.lax.with_sharding_constraint(kept, sharding.replicated(mesh))
+
+    return forward
+
+
+def _compute_dtype(exp: config.Experiment):
+    return jnp.bfloat16 if exp.model.dtype == "bfloat16" else None
 
 
 def read_sets(data: config.Data, saved_split: Mapping[str, list[str]] | None = None) -> dict[str, Examples]:

@@ -27,6 +27,7 @@ from tl_jax.core.chain import EVAL, Backbone, Carry, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.decoding import Options
 from tl_jax.nn import memory as memories
+from tl_jax.nn import prompt
 from tl_jax.nn.memory import Memory
 from tl_jax.nn.words import Words
 
@@ -129,11 +130,14 @@ def writer(model: Backbone, chains: Chains, inputs: Sequence[str]) -> Writer:
     """For a network that can write.
 
     Raises:
-      UserError: it has no layer that predicts words.
+      UserError: it has no layer that predicts words, or it has a prompt.
     """
     if not isinstance(getattr(model, "lm_head", None), Words):
         text = "this network has no layer that predicts words"
         raise UserError("generate", text, "load a checkpoint whose architecture has one, such as GPT2LMHeadModel")
+    if prompt.of(model) is not None:
+        text = "this network has a tuned prompt, and writing behind one is not built"
+        raise UserError("generate", text, "save it with tl_jax.save_adapter, and let PEFT write")
     return Writer(model, chains, inputs)
 
 

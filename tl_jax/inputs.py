@@ -15,9 +15,11 @@ from tl_jax.data.images import ImageTransform
 from tl_jax.data.preprocessor import image_spec
 from tl_jax.data.sounds import SoundTransform, sound_spec
 from tl_jax.data.texts import TextTransform
+from tl_jax.data.vocabulary import read_tokenizer
 from tl_jax.loading import Checkpoint
 
 _KINDS = {"pixel_values": "image", "input_ids": "text", "input_values": "sound", "input_features": "sound"}
+_CHANGES = {"image": ("flip", "crop", "rand", "trivial"), "sound": ("specaugment",), "text": ()}
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
@@ -31,20 +33,49 @@ def transform(exp: config.Experiment, checkpoint: Checkpoint, train: Examples | 
     if train is not None and train.kind != wants:
         family = checkpoint.family.__name__.rpartition(".")[2]
         raise UserError("data", f"holds {train.kind}s, the family {family} reads {wants}s", "choose another model")
+    wrong = [name for name in exp.data.augment if name not in _CHANGES[wants]]
+    if wrong:
+        raise UserError(
+            "data.augment", f"{', '.join(wrong)} cannot change {wants}s, which this data holds", "leave it out"
+        )
     if wants == "image":
-        size = getattr(checkpoint.config, "image_size", 224)
-        spec = image_spec(checkpoint.folder, exp.data.image_size, size, checkpoint.config.num_channels)
-        return ImageTransform(spec, exp.data.augment)
-    if exp.data.augment:
-        raise UserError("data.augment", f"is for images, this data holds {wants}s")
+        return ImageTransform(reading(exp, checkpoint), exp.data.augment, exp.data.magnitude)
     if checkpoint.folder is None:
         needs = {"text": "tokenizer", "sound": "preprocessor"}[wants]
         raise UserError(
             "model", f"{wants}s need a {needs}", "give model.pretrained; model.init=random drops its weights"
         )
     if wants == "sound":
-        return SoundTransform(sound_spec(checkpoint.folder), exp.data.max_length)
+        return SoundTransform(reading(exp, checkpoint), exp.data.max_length, "specaugment" in exp.data.augment)
     return TextTransform(checkpoint.folder, exp.data.max_length, checkpoint.family.INPUTS, checkpoint.config.vocab_size)
+
+
+def reading(exp: config.Experiment, checkpoint: Checkpoint):
+    """What decides how a record is read, to compare with another network's: an `ImageSpec`, a `SoundSpec`, or the id of
+    every token."""
+    wants = kind_of(checkpoint)
+    if wants == "image":
+        size = getattr(checkpoint.config, "image_size", 224)
+        return image_spec(checkpoint.folder, exp.data.image_size, size, checkpoint.config.num_channels)
+    return sound_spec(checkpoint.folder) if wants == "sound" else read_tokenizer(checkpoint.folder).get_vocab()
+
+
+def hides_spans(exp: config.Experiment, checkpoint: Checkpoint) -> bool:
+    """Whether `data.augment` asks the network itself to hide spans of its sounds, as those of raw waves do.
+
+    Raises:
+      UserError: such a network that hides none, or a plan under which nothing draws.
+    """
+    if "specaugment" not in exp.data.augment or reading(exp, checkpoint).kind != "waveform":
+        return False
+    found = checkpoint.config
+    shares = (getattr(found, "mask_time_prob", 0.0), getattr(found, "mask_feature_prob", 0.0))
+    if not any(shares) or not found.apply_spec_augment:
+        fields = "model.config.apply_spec_augment=True and model.config.mask_time_prob=0.05"
+        raise UserError("data.augment", "is specaugment, and this network's config hides no spans", f"set {fields}")
+    if "none" in (exp.plan.dropout, *(phase.plan.dropout for phase in exp.phases)):
+        raise UserError("data.augment", "is specaugment, and under plan.dropout=none nothing draws", "leave one out")
+    return True
 
 
 def buckets(data: config.Data) -> tuple[int, ...]:

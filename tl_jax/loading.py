@@ -26,6 +26,9 @@ from tl_jax.config import Model, Plan
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import Backbone, Params
 from tl_jax.core.errors import UserError, shorten
+from tl_jax.core.task import AIDS
+from tl_jax.nn import prompt
+from tl_jax.nn.residual import set_drop_path
 from tl_jax.parallel import sharding
 from tl_jax.plan import adapters
 from tl_jax.weights import hub, surgery
@@ -48,6 +51,7 @@ class Checkpoint:
       family: the module that builds it.
       config: that family's Config.
       overridden: fields of `published` that were asked for over those of the file.
+      drop_path: of the last block, see `nn.residual`; that of `config` where None.
     """
 
     folder: pathlib.Path | None
@@ -55,6 +59,7 @@ class Checkpoint:
     family: types.ModuleType
     config: Any
     overridden: tuple[str, ...] = ()
+    drop_path: float | None = None
 
     def for_pool(self, pool: str) -> "Checkpoint":
         """Without the parts that a head with this pooling does not read."""
@@ -140,8 +145,10 @@ def from_config(
 def checkpoint_of(model: Model) -> Checkpoint:
     """What a config's `model` speaks of."""
     if model.pretrained is not None:
-        return open_checkpoint(model.pretrained, model.revision, model.config, model.family)
-    return from_config(dict(model.config), family=model.family)
+        found = open_checkpoint(model.pretrained, model.revision, model.config, model.family)
+    else:
+        found = from_config(dict(model.config), family=model.family)
+    return dataclasses.replace(found, drop_path=model.drop_path)
 
 
 def read_from(model: Model, checkpoint: Checkpoint) -> Checkpoint:
@@ -155,6 +162,8 @@ def build(checkpoint: Checkpoint, add_head: Callable[[Backbone, nnx.Rngs], None]
     rngs = nnx.Rngs()
     rngs.params = _Keys(key, tag="params")
     model = checkpoint.family.Backbone(checkpoint.config, rngs=rngs)
+    if checkpoint.drop_path is not None:
+        set_drop_path(model, checkpoint.drop_path)
     if add_head is not None:
         add_head(model, rngs)
     return model
@@ -177,7 +186,7 @@ class _Keys(nnx.RngStream):
 
 
 def adder(task, plan: Plan | None = None, checkpoint: Checkpoint | None = None) -> Callable[[Backbone, nnx.Rngs], None]:
-    """What appends a task's stages to a network, and gives its layers the adapters of a plan, if it has any.
+    """What appends a task's stages to a network, and gives it the adapters or the prompt of a plan, if it has any.
 
     Args:
       checkpoint: the one the network is built from, whose file says which kernels are one tensor there.
@@ -186,7 +195,9 @@ def adder(task, plan: Plan | None = None, checkpoint: Checkpoint | None = None) 
     def add_head(model: Backbone, rngs: nnx.Rngs) -> None:
         for name, module in task.stages(model.width, rngs=rngs).items():
             model.add_stage(name, module)
-        if plan is not None and (plan.adapters or plan.preset == "lora"):
+        if plan is not None and plan.prompt is not None:
+            prompt.install(model, plan.prompt, rngs)
+        elif plan is not None and adapters.asked(plan):
             fused = checkpoint.fused()
             adapters.install(model, adapters.choose(plan, model, fused), fused, rngs)
 
@@ -207,6 +218,7 @@ def load(
     key: jax.Array | None = None,
     dtype: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    keep: Callable[[str, jax.Array], Any] | None = None,
 ) -> Loaded:
     """Fill the abstract `model` from the checkpoint's files and, where `fresh` says so, by initialisation.
 
@@ -216,6 +228,7 @@ def load(
       key: for initialisation; a typed key.
       dtype: of floating parameters; see `weights.fill`.
       mesh: to shard over; None for the default device.
+      keep: what is kept of a leaf that is read; see `weights.fill`.
     """
     chains, params = chain.split(model)
     shardings = None
@@ -227,7 +240,7 @@ def load(
     where = str(checkpoint.folder)
     files, source, match = _matched(checkpoint, params, fresh)
     stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
-    arrays, receipt = fill(files, match, params, dtype, shardings, where, exact=stats)
+    arrays, receipt = fill(files, match, params, dtype, shardings, where, exact=stats, keep=keep)
     arrays.update(initialise(checkpoint, add_head, match.fresh, key, shardings))
     arrays.update(adapters.settled(arrays, shardings))
     return Loaded({path: arrays[path] for path in params}, receipt, source, match)
@@ -249,7 +262,8 @@ def _matched(checkpoint: Checkpoint, params, fresh: Collection[str]) -> tuple[We
     source = sources[source_that_fits(sources, indices, files.tensors)]
     resize = surgery.asked(getattr(checkpoint.family, "RESIZE", ()), checkpoint.overridden)
     where = str(checkpoint.folder)
-    fresh = (*fresh, *(re.escape(path) for path in params if adapters.is_adapter(path)))
+    new = (path for path in params if adapters.is_adapter(path) or path.partition("/")[0] in AIDS)
+    fresh = (*fresh, *map(re.escape, new))
     return files, source, match_tensors(source, indices, files.tensors, params, fresh, where, resize)
 
 

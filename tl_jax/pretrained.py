@@ -152,8 +152,8 @@ class Pretrained:
         if adapters.installed(self.model):
             raise UserError(
                 str(folder),
-                "a published layout has no place for adapters",
-                "save what merge() gives, or the adapters alone with tl_jax.save_adapter (export --format=peft)",
+                "a published layout has no place for adapters or a prompt",
+                "save what merge() gives, or them alone with tl_jax.save_adapter (export --format=peft)",
             )
         params = self.params
         base = None if self._checkpoint.folder is None else (self._checkpoint.folder, self._match)
@@ -180,7 +180,8 @@ class Pretrained:
         return self._source, self._checkpoint.config.indices()
 
     def merge(self, batch: Mapping[str, Any] | None = None) -> "Pretrained":
-        """With its adapters folded into the kernels, float32, and gone; this network keeps them.
+        """With its adapters folded into the kernels, float32, and gone; this network keeps them. The kernels are the
+        file's, also where a run had quantised them.
 
         Args:
           batch: to compare on, as for a call; `difference` then is the largest between an output before and after.

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -112,7 +112,11 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
     kept = folders.read_json(folder / "splits.json")
     if kept is None or not (folder / "config.json").exists():
         raise UserError(str(workdir), "holds no run", "train one there first")
-    exp = _with_source(config.from_dict(folders.read_json(folder / "config.json"), str(folder / "config.json")), folder)
+    exp = config.from_dict(folders.read_json(folder / "config.json"), str(folder / "config.json"))
+    if not exp.distill.features:
+        # A teacher is asked in training only; but where features are compared, its width is that of a layer.
+        exp = dataclasses.replace(exp, distill=config.Distill())
+    exp = _with_source(exp, folder)
     mesh = _mesh_at_hand(exp)
     if with_data:
         engine = build(exp, mesh, saved_split=kept["splits"])
@@ -125,8 +129,16 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise UserError(str(workdir), "has no checkpoint yet", "let it train until the first one")
+        engine = engine.phase(_phase_of(checkpoints, step))
+        if engine.number:
+            state = engine.state_of(loaded.params)
         state, _ = _restored(engine, state, loaded, checkpoints, step)
     return engine, state
+
+
+def _phase_of(checkpoints: Checkpoints, step: int) -> int:
+    """The phase that a saved step belongs to."""
+    return loop.Progress(**checkpoints.progress(step)).phase
 
 
 def _mesh_at_hand(exp: config.Experiment) -> jax.sharding.Mesh:
@@ -146,75 +158,103 @@ def _mesh_at_hand(exp: config.Experiment) -> jax.sharding.Mesh:
 def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     console = Console(folder, exp.train.batch_size, quiet)
     main = jax.process_index() == 0
+    say = console.say if main else lambda text: None
     callbacks = [*([console] if main else []), *callbacks]
-    console.say(f"reading {started.data.source} data") if main else None
+    say(f"reading {started.data.source} data")
     kept = folders.read_json(folder / "splits.json")
     engine = build(
         started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
     )
-    console.say("loading weights") if main else None
+    say("loading weights")
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
     _write(folder / "config.json", config.to_dict(exp))
     _write(folder / "receipt.json", loaded.receipt.to_dict())
-    _write(folder / "plan.json", plan_report.to_dict(engine.plan))
+    _write(folder / "plan.json", plan_report.to_dict(engine.stretches))
     _write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
 
-    metric, larger = chosen_metric(engine)
-    validation = engine.sets.get("validation")
-
-    def evaluate(state):
-        found = evaluation.measure(engine, state, validation).metrics
-        return found[metric], found
-
-    per_epoch = engine.steps_per_epoch
-    pace = loop.Pace(
-        total=engine.steps,
-        log_every=exp.train.log_every,
-        eval_every=exp.train.eval_every or per_epoch,
-        save_every=exp.train.save_every or exp.train.eval_every or per_epoch,
-        patience=exp.train.patience,
-        larger_is_better=larger,
-    )
     with _checkpoints(engine, folder) as checkpoints, StopRequest() as stop:
         progress = loop.Progress()
         latest = checkpoints.latest()
         if latest is not None:
+            engine = engine.phase(_phase_of(checkpoints, latest))
+            if engine.number:
+                state = engine.state_of(loaded.params, state.teacher)
             state, kept_progress = _restored(engine, state, loaded, checkpoints, latest)
             progress = loop.Progress(**kept_progress)
-        if int(state.step) < engine.steps:
-            progress.seconds += _cached(engine, state, console if main else None)
-        state, progress = loop.fit(
-            state,
-            progress,
-            step=engine.train_step,
-            batches=engine.train_batches,
-            batch_ids=lambda number: engine.train_plan.batch(number)[0],
-            evaluate=evaluate if validation is not None else None,
-            checkpoints=checkpoints,
-            saved=lambda state: _saved(state, loaded),
-            pace=pace,
-            callbacks=engine.callbacks,
-            stop=stop,
-        )
+        while True:
+            if int(state.step) < engine.stop:
+                say(_title(engine)) if len(engine.stretches) > 1 else None
+                progress.seconds += _cached(engine, state, say)
+            state, progress = _fit(engine, state, progress, loaded, checkpoints, stop)
+            if engine.last or progress.stopped_early:
+                break
+            engine = engine.phase(engine.number + 1)
+            state = engine.enter(state)
+            progress = dataclasses.replace(progress, phase=engine.number, since_best=0)
         steps_done = int(state.step)
-        best = checkpoints.best() if exp.train.restore_best and validation is not None else None
+        best = checkpoints.best() if exp.train.restore_best and "validation" in engine.sets else None
         if best is not None and best != steps_done:
+            number = _phase_of(checkpoints, best)
+            if number != engine.number:
+                # What trains now and did not train then is as the base has it.
+                engine = engine.phase(number)
+                state, loaded = engine.init_with_receipt()
             state, _ = _restored(engine, state, loaded, checkpoints, best)
-    console.say("testing") if main else None
+    say("testing")
     summary = _summary(exp, engine, state, progress, steps_done, best)
     _write(folder / "summary.json", summary)
     return summary
 
 
-def _cached(engine: Engine, state: State, console: Console | None) -> float:
+def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, checkpoints: Checkpoints, stop):
+    """One phase, from where `state` is to its end."""
+    metric, larger = chosen_metric(engine)
+    validation, train, per_epoch = engine.sets.get("validation"), engine.exp.train, engine.steps_per_epoch
+
+    def evaluate(state):
+        found = evaluation.measure(engine, state, validation).metrics
+        return found[metric], found
+
+    pace = loop.Pace(
+        total=engine.steps,
+        stop=engine.stop,
+        log_every=train.log_every,
+        eval_every=train.eval_every or per_epoch,
+        save_every=train.save_every or train.eval_every or per_epoch,
+        patience=train.patience if engine.last else None,
+        larger_is_better=larger,
+    )
+    return loop.fit(
+        state,
+        progress,
+        step=engine.train_step,
+        batches=engine.train_batches,
+        batch_ids=lambda number: engine.train_plan.batch(number)[0],
+        evaluate=evaluate if validation is not None else None,
+        checkpoints=checkpoints,
+        saved=lambda state: checkpointed(engine, state, loaded),
+        pace=pace,
+        callbacks=engine.callbacks,
+        stop=stop,
+    )
+
+
+def _title(engine: Engine) -> str:
+    _, params = chain.split(engine.model)
+    trained = count(params, engine.plan.trained)
+    of = f"phase {engine.number + 1} of {len(engine.stretches)}"
+    return f"{of}, steps {engine.start + 1} to {engine.stop}: {trained:,} parameters train"
+
+
+def _cached(engine: Engine, state: State, say: Callable[[str], None]) -> float:
     """Keep what crosses the cut where that can be done, or say why not; the seconds that it took."""
     cache = caching.Cache(engine)
     reason, began = cache.why_not(), time.perf_counter()
-    if console is not None and reason is None:
-        console.say(f"computing once what crosses the cut ({cache.nbytes / 1e6:.1f} MB)")
-    elif console is not None and cache.pays:
-        console.say(f"the stages below the cut run in every epoch: {reason}")
+    if reason is None:
+        say(f"computing once what crosses the cut ({cache.nbytes / 1e6:.1f} MB)")
+    elif cache.pays:
+        say(f"the stages below the cut run in every epoch: {reason}")
     if reason is None:
         cache.fill(state)
     return time.perf_counter() - began
@@ -232,7 +272,7 @@ def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: 
         "tested_step": best or steps,
         "seconds": round(progress.seconds, 3),
         "compile_seconds": round(progress.compile_seconds, 3),
-        "trained_parameters": count(params, engine.plan.trained),
+        "trained_parameters": count(params, {path for each in engine.stretches for path in each.plan.trained}),
         "total_parameters": count(params, params),
         "metric": metric,
         "stopped": "early" if progress.stopped_early else "finished",
@@ -267,29 +307,34 @@ def _checkpoints(engine: Engine, folder: epath.Path) -> Checkpoints:
     return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if chosen_metric(engine)[1] else "min")
 
 
-def _saved(state: State, loaded: Loaded) -> dict[str, Any]:
-    """What differs from the base file: all that moves, and frozen parameters that were initialised."""
-    fresh = {path: state.frozen[path] for path in loaded.receipt.fresh if path in state.frozen}
-    return {**state.moving, "fresh": fresh}
+def checkpointed(engine: Engine, state: State, loaded: Loaded) -> dict[str, Any]:
+    """What differs from the base file: all that moves, and frozen leaves that were initialised or that an earlier phase
+    has moved."""
+    differ = dict.fromkeys((*loaded.receipt.fresh, *engine.changing))
+    return {**state.moving, "frozen": {path: state.frozen[path] for path in differ if path in state.frozen}}
 
 
 def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, step: int) -> tuple[State, dict]:
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _saved(state, loaded)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        checkpointed(engine, state, loaded),
     )
     tree, progress = checkpoints.restore(step, abstract)
-    fresh = tree.pop("fresh")
-    return dataclasses.replace(state, **tree, frozen={**state.frozen, **fresh}), progress
+    frozen = {**state.frozen, **tree.pop("frozen")}
+    return dataclasses.replace(state, **tree, frozen=frozen), progress
 
 
 def _with_source(exp: config.Experiment, folder: epath.Path) -> config.Experiment:
-    """With `model.pretrained` as a folder of published files, where it is the result of another run."""
-    name = exp.model.pretrained
-    if exp.pretrain is not None:
-        name = _published(folder / "pretrain")
-    elif name is not None and (epath.Path(name) / "splits.json").exists():
-        name = _published(epath.Path(name))
-    return dataclasses.replace(exp, model=dataclasses.replace(exp.model, pretrained=name), pretrain=None)
+    """With `model.pretrained` and `distill.teacher` as folders of published files, where they are results of runs."""
+    name = _files_of(exp.model.pretrained) if exp.pretrain is None else _published(folder / "pretrain")
+    model = dataclasses.replace(exp.model, pretrained=name)
+    distill = dataclasses.replace(exp.distill, teacher=_files_of(exp.distill.teacher))
+    return dataclasses.replace(exp, model=model, distill=distill, pretrain=None)
+
+
+def _files_of(name: str | None) -> str | None:
+    """The same, or the folder of published files where it is that of a run."""
+    return _published(epath.Path(name)) if name is not None and (epath.Path(name) / "splits.json").exists() else name
 
 
 def _published(run_folder: epath.Path) -> str:
@@ -325,12 +370,17 @@ def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
 
 def _check_base(folder: epath.Path, loaded: Loaded) -> None:
     receipt = folders.read_json(folder / "receipt.json")
-    if receipt is not None and receipt["digest"] != loaded.receipt.digest:
-        raise UserError(
-            loaded.receipt.source,
-            f"is not what this run started from (sha256 {loaded.receipt.digest[:12]}, was {receipt['digest'][:12]})",
-            "put the old weights back or start in another workdir",
-        )
+    if receipt is None:
+        return
+    ours, advice = loaded.receipt, "put the old weights back or start in another workdir"
+    if receipt["digest"] != ours.digest:
+        told = f"is not what this run started from (sha256 {ours.digest[:12]}, was {receipt['digest'][:12]})"
+        raise UserError(ours.source, told, advice)
+    old = receipt.get("teacher", "")
+    # A run that is only opened asks no teacher.
+    if ours.teacher and old != ours.teacher:
+        told = f"is not what taught this run (sha256 {ours.teacher[:12]}, was {old[:12]})"
+        raise UserError("distill.teacher", told, advice)
 
 
 @contextlib.contextmanager

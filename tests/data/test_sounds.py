@@ -11,6 +11,7 @@ import pytest
 from tl_jax.config import Data
 from tl_jax.core.errors import UserError
 from tl_jax.data import sounds
+from tl_jax.data.augment import specaugment
 from tl_jax.data.sounds import SoundSpec, SoundTransform
 from tl_jax.data.sources import sounds as source
 
@@ -107,6 +108,21 @@ def test_waveforms_are_cut_and_padded_to_the_asked_length():
     assert batch["input_values"].shape == (2, 1200)
     np.testing.assert_array_equal(batch["attention_mask"].sum(axis=1), [1000, 300])
     np.testing.assert_array_equal(batch["input_values"][1, 300:], 0)
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "filterbank"])
+def test_training_hides_stripes_of_a_spectrogram(kind):
+    """As `specaugment` does over the frames that the sound has, by the generator alone; without one nothing."""
+    spec = SoundSpec(kind, frames=300, mels=40)
+    plain, hiding = SoundTransform(spec, 10_000), SoundTransform(spec, 10_000, hide=True)
+    sound = record(1.5)
+    ((name, features),) = plain(sound).items()
+    np.testing.assert_array_equal(hiding(sound)[name], features)
+    found = hiding(sound, np.random.default_rng(0))[name]
+    np.testing.assert_array_equal(found, specaugment(features, 150, np.random.default_rng(0)))
+    np.testing.assert_array_equal(found, hiding(sound, np.random.default_rng(0))[name])
+    assert found.dtype == np.float32 and (found[:150] != features[:150]).any() and (found[150:] == features[150:]).all()
+    np.testing.assert_array_equal(plain(sound, np.random.default_rng(0))[name], features)
 
 
 def test_another_rate_is_resampled(shared_data):

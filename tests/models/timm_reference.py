@@ -4,11 +4,14 @@
 
     python timm_reference.py make FOLDER '{"a": {"architecture": "resnet18", "model_args": {}, "image_size": 33}, …}'
     python timm_reference.py check FOLDER OTHER
+    python timm_reference.py groups FOLDER '{"a": {"architecture": "resnet18"}, …}'
 
 `make` writes FOLDER/a as `timm` publishes a network, every tensor drawn anew, with `reference.npz`: `pixel_values`
 float32[2, S, S, C], `logits`, and `features` as `forward_features` gives them, channels last. A `gain` above 1 widens
 the kernels, where a deep network would lose its input. `check` lets `timm` load OTHER/a strictly and fails unless it
-gives the recorded logits to the bit. Many networks go in one start, since the imports are what takes long.
+gives the recorded logits to the bit. `groups` writes FOLDER/a.json with the multiple of the rate and the weight decay
+of every parameter, where layers decay by 0.7 and weights by 0.05. Many networks go in one start, since the imports are
+what takes long.
 """
 
 import importlib.machinery
@@ -97,12 +100,25 @@ def check(folder, other):
         assert np.array_equal(logits, reference["logits"]), f"{saved.name}: other logits"
 
 
+def groups(folder, spec):
+    timm = import_timm()
+    from timm.optim import param_groups_layer_decay
+
+    for name, entry in spec.items():
+        model = timm.create_model(entry["architecture"], **entry.get("model_args", {}))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        found = param_groups_layer_decay(model, 0.05, spared, layer_decay=0.7)
+        by_name = {names[p]: (group["lr_scale"], group["weight_decay"]) for group in found for p in group["params"]}
+        (folder / f"{name}.json").write_text(json.dumps(by_name))
+
+
 if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
     with torch.no_grad():
-        if sys.argv[1] == "make":
-            make(pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))
+        if sys.argv[1] in ("make", "groups"):
+            {"make": make, "groups": groups}[sys.argv[1]](pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))
         else:
             check(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))

@@ -18,6 +18,8 @@ from tl_jax.core import chain
 from tl_jax.core.chain import EVAL
 from tl_jax.core.errors import UserError
 from tl_jax.models import gpt2, mobilenet_v2, vit
+from tl_jax.nn import adapters as nn_adapters
+from tl_jax.nn.adapters import LoRA
 from tl_jax.plan import adapters, cut
 from tl_jax.plan.resolve import resolve
 from tl_jax.train.objective import ChainObjective
@@ -115,6 +117,7 @@ def test_an_adapter_does_not_move_the_norms_around_it():
         (lambda: toys.small_bert(), ("blocks/9/.*", Adapter()), "'blocks/9/.*' matches nothing"),
         (lambda: toys.small_bert(), ("pooler/kernel", Adapter()), "pooler/kernel belongs to a Pooler"),
         (lambda: toys.small_bert(), ("stem/word/.*", Adapter("ia3")), "stem/word/embedding is a table, .* no ia3"),
+        (lambda: toys.small_bert(), ("stem/word/.*", Adapter(dropout=0.1)), "is a table, which takes no dropout"),
         (lambda: vit.Backbone(vit.Config(num_hidden_layers=0), rngs=nnx.Rngs(0)), (".*", Adapter()), "to a Patches"),
         (
             lambda: mobilenet_v2.Backbone(mobilenet_v2.Config(), rngs=nnx.Rngs(0)),
@@ -155,6 +158,44 @@ def test_magnitudes_follow_the_loaded_kernel():
     np.testing.assert_allclose(found["stem/conv/lora/magnitude"], expected, rtol=1e-6)
 
 
+def test_dropout_zeroes_its_share_of_what_the_adapter_reads():
+    """And scales the rest, so that the expectation stays; the layer's own output sees none of it."""
+    layer, eye = nnx.Linear(64, 64, rngs=nnx.Rngs(0)), jnp.eye(64)
+    layer.lora = LoRA(layer, Adapter("lora", rank=64, dropout=0.25), rngs=nnx.Rngs(0))
+    layer.__class__ = adapters.adapted(nnx.Linear, "lora")
+    layer.lora.a.kernel.set_value(eye)
+    layer.lora.b.kernel.set_value(eye)
+    x = jnp.ones((1000, 64))
+    plain = layer(x) - 1
+    layer.lora.a.key = jax.random.key(0)
+    # Two roundings of numbers of order 1.
+    seen = np.asarray(layer(x) - plain).round(5)
+    assert set(np.unique(seen)) == {np.float32(0), np.float32(1.33333)}
+    # 64,000 draws: a deviation of 0.0017.
+    assert abs((seen == 0).mean() - 0.25) < 0.007
+
+
+@pytest.mark.parametrize("mode", [chain.Mode(dropout=True), EVAL])
+def test_adapters_draw_where_their_stage_does(monkeypatch, mode):
+    """Each a mask of its own, but one for the adapters of one fused tensor, and another in every step; none where the
+    stage draws nothing."""
+    keys = []
+    monkeypatch.setattr(nn_adapters, "dropout", lambda x, rate, key: keys.append(key) or x)
+    rules = ((r"blocks/.*/(query|key|value)/kernel", Adapter(dropout=0.5)), (r".*/down/kernel", Adapter(dropout=0.5)))
+    fused = [tuple(f"blocks/{i}/attn/{name}/kernel" for name in ("query", "key", "value")) for i in range(2)]
+    model = with_adapters(toys.small_bert(), Plan(adapters=rules), fused)
+    chains, params = chain.split(model)
+    for seed in (0, 1):
+        chain.run_chains(model, chains, params, toys.tokens(), lambda _: mode, jax.random.key(seed))
+    found = [None if key is None else tuple(jax.random.key_data(key).tolist()) for key in keys]
+    if not mode.dropout:
+        assert found == [None] * 16
+        return
+    # The layers of a block in the order of its call: queries, keys, values, the feed-forward's second.
+    queries, others, values, downs = (found[i::4] for i in range(4))
+    assert queries == others == values and len({*queries, *downs}) == 8
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "bottleneck"])
 def test_outputs_keep_the_dtype_of_the_network(kind):
     """Adapters are float32 beside a base in bfloat16, and its activations stay bfloat16."""
@@ -182,6 +223,8 @@ def test_an_adapter_made_in_python_has_its_fields_checked():
         (Plan(adapters=((".*", Adapter(rank=0)),)), "lora on '.*' has rank 0"),
         (Plan(adapters=((".*", Adapter("ia3", alpha=2.0)),)), "ia3 on '.*' has no alpha and no use_rslora"),
         (Plan(adapters=((".*", Adapter("dora", feedforward=True)),)), "dora on '.*' has no feedforward"),
+        (Plan(adapters=((".*", Adapter("dora", dropout=1.0)),)), "dora on '.*' has dropout 1.0, must be in"),
+        (Plan(adapters=((".*", Adapter("ia3", dropout=0.1)),)), "ia3 on '.*' has no dropout"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(plan, message):

@@ -78,13 +78,6 @@ def test_a_preset_without_its_object_is_refused(preset, n, message):
         trained(preset, toys.TwoChains(), n)
 
 
-def test_depths_are_those_of_beit():
-    """`get_num_layer_for_vit` of BEiT for a three-block model, turned round to count from the head: embeddings 4,
-    blocks 3, 2, 1, everything behind them 0."""
-    stages = ("stem", "blocks/0", "blocks/1", "blocks/2", "norm", "head")
-    assert list(presets.depths(stages).values()) == [4, 3, 2, 1, 0, 0]
-
-
 def test_depth_of_a_stage_between_blocks_is_that_of_the_next():
     """A downsampling layer belongs to the block that it feeds."""
     assert presets.depths(("stem", "blocks/0", "down", "blocks/1"))["down"] == 1

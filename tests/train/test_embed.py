@@ -196,9 +196,11 @@ def test_on_a_mesh_it_is_the_same_and_compiles_once(caplog):
     [
         (Plan(train=("head/.*",), decay=((".*", 0.1),)), "decay"),
         (Plan(train=("head/.*",), layer_decay=0.5), "layer_decay"),
+        (Plan(train=("head/.*",), lowest_lr=0.5), "lowest_lr"),
         (Plan(train=("head/.*",), batchnorm=((".*", "eval"),)), "batchnorm"),
         (Plan(train=("head/.*",), dropout="all"), "dropout"),
         (Plan(train=("head/.*",), n=2), "n need"),
+        (Plan(train=("head/.*",), quantize="int8"), "quantize need"),
         (Plan(preset="last_n", n=2), "preset=last_n"),
         (Plan(), "trains nothing"),
         (Plan(train=("tail/.*",)), "plan.train: 'tail/.*' matches nothing"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import references
 
 from tl_jax.config import Optimizer
 from tl_jax.core.errors import UserError
@@ -46,6 +47,37 @@ def _run(tx, params, gradients):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
+
+
+def test_what_begins_later_starts_anew_as_in_pytorch():
+    """Two steps in one leaf, then two in both: AdamW of PyTorch with a parameter group added after the second step. The
+    first leaf's moments go on, the second's are corrected from its own first step."""
+    (torch,) = references.quiet("torch")
+    first, second = "head/kernel", "blocks/0/up/kernel"
+    start, gradients = _tree(0), _gradients(4)
+    theirs = {path: torch.nn.Parameter(torch.tensor(np.asarray(start[path]))) for path in (first, second)}
+    adamw = torch.optim.AdamW([theirs[first]], lr=_RATE, weight_decay=0.1)
+    for number, grads in enumerate(gradients):
+        if number == 2:
+            adamw.add_param_group({"params": [theirs[second]]})
+        for path, leaf in theirs.items():
+            leaf.grad = torch.tensor(np.asarray(grads[path]))
+        adamw.step()
+
+    params, state = start, None
+    for began, steps in (({first: 0}, gradients[:2]), ({first: 0, second: 1}, gradients[2:])):
+        rates, decay = dict.fromkeys(began, 1.0), dict.fromkeys(began, 0.1)
+        opt = Optimizer("adamw", clip_norm=None)
+        tx = optimizer.build(opt, optax.constant_schedule(_RATE), lr=rates, decay=decay, since=began)
+        ours = {path: params[path] for path in began}
+        state = tx.init(ours) if state is None else optimizer.carried(state, tx.init(ours))
+        for grads in steps:
+            updates, state = tx.update({path: grads[path] for path in began}, state, ours)
+            ours = optax.apply_updates(ours, updates)
+        params = {**params, **ours}
+    for path, leaf in theirs.items():
+        # Four additions to a number near 1, each rounded to 6e-8, and as much in the moments.
+        np.testing.assert_allclose(params[path], leaf.detach().numpy(), rtol=1e-6, atol=5e-7)
 
 
 def _with_frozen(tree, leaf):

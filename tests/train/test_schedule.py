@@ -42,8 +42,8 @@ def test_cosine_equals_optax():
 
 
 def test_one_cycle_follows_fastai():
-    """Up from 1/25 over a quarter, down to 1e-5, both along a cosine; `warmup` and `final` do not matter."""
-    got = _rates(Optimizer(learning_rate=0.1, schedule="one_cycle", warmup=0.5, final=0.5), 41)
+    """Up from 1/25 over a quarter, down to 1e-5, both along a cosine, where nothing else is asked for."""
+    got = _rates(Optimizer(learning_rate=0.1, schedule="one_cycle"), 41)
 
     def cosine(start, end, x):
         return start + (1 + np.cos(np.pi * (1 - x))) * (end - start) / 2
@@ -52,6 +52,17 @@ def test_one_cycle_follows_fastai():
     expected = np.concatenate([rise, cosine(0.1, 1e-6, np.arange(31) / 30)])
     # Near the end 1 minus a fall of almost 1 cancels: absolute, against a peak of 0.1.
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_later_start_moves_the_curve():
+    """The second phase of fastai's `fine_tune` after 7 steps: up from a fifth over 0.3 of its 20, as it would be from 0."""
+    opt = Optimizer(learning_rate=0.1, schedule="one_cycle", warmup=0.3, initial=0.2)
+    later = schedule.build(opt, 20, start=7)
+    got = np.array([later(step) for step in range(7, 27)])
+    np.testing.assert_array_equal(got, _rates(opt, 20))
+    np.testing.assert_allclose([got[0], got[6]], [0.02, 0.1], rtol=1e-6)
+    # Half way up a cosine.
+    np.testing.assert_allclose(got[3], 0.06, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "one_cycle"])

@@ -21,6 +21,7 @@ import tl_jax
 from tl_jax.config import Adapter, Plan
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
+from tl_jax.nn import adapters as nn_adapters
 from tl_jax.nn.adapters import LoRA, adapted
 from tl_jax.plan import adapters
 from tl_jax.weights.peft import Names
@@ -183,6 +184,40 @@ def test_gradients_are_those_of_peft(hf, dora):
         np.testing.assert_allclose(found.magnitude[...], theirs["magnitude_vector"].grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_is_that_of_peft(hf, monkeypatch, dora):
+    """The same mask in PEFT's dropout gives the same outputs: of the input of `a`, and of all that DoRA adds."""
+    torch, _, peft = hf
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, lora_alpha=6, lora_dropout=0.5, target_modules=["0"], use_dora=dora)
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(5, 4)), config).train()
+    theirs = model.base_model.model[0]
+    x, mask = torch.randn(3, 5), 2.0 * torch.bernoulli(torch.full((3, 5), 0.5))
+
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            return x * mask
+
+    theirs.lora_dropout["default"] = Masked()
+    monkeypatch.setattr(nn_adapters, "dropout", lambda x, rate, key: x * mask.numpy())
+    layer = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+    layer.lora = LoRA(layer, Adapter("dora" if dora else "lora", rank=2, alpha=6.0, dropout=0.5), rngs=nnx.Rngs(0))
+    layer.__class__ = adapted(nnx.Linear, "lora")
+    with torch.no_grad():
+        theirs.lora_B["default"].weight.normal_()
+        pairs = [(layer.kernel, theirs.base_layer.weight.T), (layer.bias, theirs.base_layer.bias)]
+        pairs += [(layer.lora.a.kernel, theirs.lora_A["default"].weight.T)]
+        pairs += [(layer.lora.b.kernel, theirs.lora_B["default"].weight.T)]
+        if dora:
+            theirs.lora_magnitude_vector["default"].weight.uniform_(0.5, 1.5)
+            pairs += [(layer.lora.magnitude, theirs.lora_magnitude_vector["default"].weight)]
+        for ours, tensor in pairs:
+            ours.set_value(jnp.asarray(tensor.numpy()))
+        expected = model(x).numpy()
+    # A dozen products in float32 in another order.
+    np.testing.assert_allclose(layer(jnp.asarray(x.numpy())), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def gpt2(make):
     """A case of GPT-2 with LoRA, and its base."""
@@ -198,20 +233,21 @@ def with_adapters(base, *rules):
 
 
 def test_ranks_and_alphas_of_their_own_survive(gpt2, tmp_path):
-    """Layers of another rank and alpha are read back as they were, and PEFT gives the same logits."""
+    """Layers of another rank and alpha are read back as they were, with their dropout; PEFT's logits are the same."""
     case, base = gpt2
     network = with_adapters(
         base,
-        (r"blocks/0/mlp/up/kernel", Adapter("lora", rank=3, alpha=9.0)),
-        (r"blocks/\d/(mlp/(up|down)|attn/out)/kernel", Adapter("lora", rank=2)),
+        (r"blocks/0/mlp/up/kernel", Adapter("lora", rank=3, alpha=9.0, dropout=0.1)),
+        (r"blocks/\d/(mlp/(up|down)|attn/out)/kernel", Adapter("lora", rank=2, dropout=0.1)),
     )
     for layer in adapters.installed(network.model).values():
         layer.lora.b.kernel.set_value(layer.lora.b.kernel[...] + 0.5)
     tl_jax.save_adapter(network, tmp_path / "a")
     back = tl_jax.load_adapter(base, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
     specs = {path: layer.lora.spec for path, layer in adapters.installed(back.model).items()}
-    assert len(specs) == 6 and specs["blocks/0/mlp/up/kernel"] == Adapter("lora", rank=3, alpha=9.0)
-    assert specs["blocks/1/mlp/up/kernel"] == Adapter("lora", rank=2, alpha=2.0)
+    assert len(specs) == 6 and specs["blocks/0/mlp/up/kernel"] == Adapter("lora", rank=3, alpha=9.0, dropout=0.1)
+    assert specs["blocks/1/mlp/up/kernel"] == Adapter("lora", rank=2, alpha=2.0, dropout=0.1)
     expected = logits(network, case.batch)
     np.testing.assert_array_equal(logits(back, case.batch), expected)
     np.testing.assert_allclose(case.read_by_peft(tmp_path / "a"), expected, **_CLOSE)
@@ -223,6 +259,7 @@ def test_ranks_and_alphas_of_their_own_survive(gpt2, tmp_path):
         ([(r"blocks/0/attn/query/kernel", Adapter("lora"))], "c_attn as a whole"),
         ([(r".*/mlp/up/kernel", Adapter("lora")), (r".*/mlp/down/kernel", Adapter("dora"))], "not dora, lora"),
         ([(r".*/mlp/up/kernel", Adapter("bottleneck"))], "not bottleneck"),
+        ([(r".*/mlp/up/kernel", Adapter(dropout=0.1)), (r".*/down/kernel", Adapter())], r"one dropout, not 0\.0, 0\.1"),
     ],
 )
 def test_what_peft_has_no_form_for_is_refused(gpt2, tmp_path, rules, message):

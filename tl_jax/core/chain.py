@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tl_jax.core import paths
+from tl_jax.core import paths, quantized
 
 Params = dict[str, jax.Array]
+
+# Beyond the numbers that stages fold into the same key.
+_PARTS = 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +180,7 @@ def run_stage(
     """Run one stage.
 
     Args:
-      params: at least the leaves that this stage owns or shares, by full path.
+      params: at least the leaves that this stage owns or shares, by full path; see `quantized` for those in few bits.
       key: the stage's key; used only if the mode draws random numbers.
       dtype: what floating parameters are cast to for computing; running statistics keep theirs.
       memory: handed to the stage.
@@ -186,17 +189,18 @@ def run_stage(
       The carry with `x` replaced, and the running statistics by full path (empty unless `mode.batch_stats`).
     """
 
-    def value(path: str, is_stat: bool):
-        leaf = params[path]
-        return leaf if dtype is None or is_stat or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
-
-    flat = [(_parts(local), value(path, is_stat)) for local, path, is_stat in stage.named()]
-    module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
-    x = module(carry.x, Context(carry.batch, carry.shared, mode, key if mode.dropout else None, memory))
-    mutable = {}
-    if mode.batch_stats:
+    def run(leaves, x):
+        flat = [(_parts(local), _cast(leaves[path], is_stat, dtype)) for local, path, is_stat in stage.named()]
+        module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
+        drawn = key if mode.dropout else None
+        _hand_out(module, drawn)
+        x = module(x, Context(carry.batch, carry.shared, mode, drawn, memory))
+        if not mode.batch_stats:
+            return x, {}
         found = paths.flatten(nnx.as_pure(nnx.state(module, nnx.BatchStat)))
-        mutable = {f"{stage.name}/{path}": leaf for path, leaf in found.items()}
+        return x, {f"{stage.name}/{path}": leaf for path, leaf in found.items()}
+
+    x, mutable = quantized.run(run, {path: params[path] for _, path, _ in stage.named()}, carry.x)
     return carry._replace(x=x), mutable
 
 
@@ -251,6 +255,19 @@ def run_chains(
 def named(x: Any) -> dict[str, jax.Array]:
     """What leaves a chain, by name."""
     return dict(x) if isinstance(x, Mapping) else {"last_hidden_state": x}
+
+
+def _cast(leaf: jax.Array, is_stat: bool, dtype) -> jax.Array:
+    return leaf if dtype is None or is_stat or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
+
+
+def _hand_out(module: nnx.Module, key: jax.Array | None) -> None:
+    """Give a `key` of its own to every part that says `draws`: one that is called with nothing but its input."""
+    if key is None:
+        return
+    parts = [part for _, part in nnx.iter_modules(module) if getattr(part, "draws", False)]
+    for number, part in enumerate(parts):
+        part.key = jax.random.fold_in(jax.random.fold_in(key, _PARTS), number)
 
 
 def _parts(path: str) -> tuple[str | int, ...]:

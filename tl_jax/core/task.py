@@ -10,6 +10,8 @@ import numpy as np
 # Stages that belong to a head: `dense` is its first layer where there are two, `lm_head` and `qa_outputs` speak for
 # every position.
 HEADS = ("dense", "head", "lm_head", "qa_outputs")
+# Stages that serve training alone: they start fresh, train under every plan and are not written.
+AIDS = ("regressor",)
 
 
 class Task:

@@ -12,6 +12,7 @@ Crops start at floor((image - crop) / 2), as in transformers; torchvision rounds
 import numpy as np
 from PIL import Image
 
+from tl_jax.data.augment import augmentations
 from tl_jax.data.decode import with_channels
 from tl_jax.data.examples import Examples
 from tl_jax.data.preprocessor import ImageSpec, image_spec
@@ -33,12 +34,11 @@ class ImageTransform:
 
     Args:
       spec: what to do.
-      augment: random changes while training, in order, at the final size: `flip` (left-right, probability 1/2), `crop`
-        (pad by 1/8 of each side with the reflection, cut out at random).
+      augment, magnitude: random changes while training, in order, at the final size; see `augment.augmentations`.
     """
 
-    def __init__(self, spec: ImageSpec, augment: tuple[str, ...] = ()):
-        self._spec, self._augment = spec, tuple({"flip": _flip, "crop": _crop}[name] for name in augment)
+    def __init__(self, spec: ImageSpec, augment: tuple[str, ...] = (), magnitude: int = 9):
+        self._spec, self._augment = spec, augmentations(augment, magnitude)
         # Written out along a row: over three channels alone NumPy's inner loop took nine times as long at 224 pixels.
         self._mean_WC, self._std_WC = (np.tile(np.float32(v), spec.width) for v in (spec.mean, spec.std))
 
@@ -94,15 +94,3 @@ def _centre(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
         image_HWC = np.pad(image_HWC, [(-(-m // 2), m // 2) for m in missing] + [(0, 0)])
     top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
     return image_HWC[top : top + height, left : left + width]
-
-
-def _flip(image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image_HWC[:, ::-1] if rng.random() < 0.5 else image_HWC
-
-
-def _crop(image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    height, width = image_HWC.shape[:2]
-    pad_y, pad_x = height // 8, width // 8
-    padded = np.pad(image_HWC, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="reflect")
-    top, left = rng.integers(2 * pad_y + 1), rng.integers(2 * pad_x + 1)
-    return padded[top : top + height, left : left + width]

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from tl_jax.core.errors import UserError, did_you_mean
+from tl_jax.data.augment import specaugment
 from tl_jax.data.examples import Examples
 from tl_jax.data.published import processor, read_json
 
@@ -110,23 +111,33 @@ class SoundTransform:
     Args:
       spec: what to do.
       max_length: samples of a waveform at most; longer ones are cut there.
+      hide: whether training hides stripes of a spectrogram, see `augment.specaugment`; what reads waveforms hides
+        frames of its own.
     """
 
-    def __init__(self, spec: SoundSpec, max_length: int):
-        self._spec, self._max_length = spec, max_length
+    def __init__(self, spec: SoundSpec, max_length: int, hide: bool = False):
+        self._spec, self._max_length, self._hide = spec, max_length, hide
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """`{"sound": float32[n], "rate": int}` -> `{"input_values": float32[t]}` for a waveform, or a spectrogram
-        float32[frames, mels]: `input_features` by `log_mel`, `input_values` by `filterbank`. Nothing is random."""
+        float32[frames, mels]: `input_features` by `log_mel`, `input_values` by `filterbank`.
+
+        The result depends on the sound and `rng` alone; None hides nothing.
+        """
         spec, sound_T = self._spec, resampled(record["sound"], record["rate"], self._spec.rate)
+        if spec.kind == "waveform":
+            sound_T = sound_T[: self._max_length]
+            return {"input_values": normalised(sound_T) if spec.normalise else sound_T}
         if spec.kind == "log_mel":
-            return {"input_features": log_mel(sound_T, spec.mels, spec.frames)}
-        if spec.kind == "filterbank":
-            bands_TM = filterbank(sound_T, spec.mels, spec.frames)
-            scaled_TM = (bands_TM - np.float32(spec.mean)) / np.float32(2 * spec.std)
-            return {"input_values": scaled_TM if spec.normalise else bands_TM}
-        sound_T = sound_T[: self._max_length]
-        return {"input_values": normalised(sound_T) if spec.normalise else sound_T}
+            name, bands_TM = "input_features", log_mel(sound_T, spec.mels, spec.frames)
+        else:
+            name, bands_TM = "input_values", filterbank(sound_T, spec.mels, spec.frames)
+            if spec.normalise:
+                bands_TM = (bands_TM - np.float32(spec.mean)) / np.float32(2 * spec.std)
+        if self._hide and rng is not None:
+            # A frame that begins within the sound.
+            bands_TM = specaugment(bands_TM, min(-(-len(sound_T) // _HOP), spec.frames), rng)
+        return {name: bands_TM}
 
     def lengths(self, examples: Examples) -> np.ndarray | None:
         """int32[N], samples of every waveform, for which all are decoded once; None for spectrograms, which are of one

@@ -23,15 +23,16 @@ def split(sets: dict[str, Examples], data: Data, saved: dict[str, list[str]] | N
     Published splits stay as they are. A set that is only `all` or only `train` is cut into three by `data.validation`
     and `data.test`; where only the validation part is missing, it is cut from train. Cuts are stratified by class: a
     class of three or more records has at least one in every part. With groups, whole groups are dealt out so that
-    every part comes near its share of each class. Afterwards `data.per_class` thins out train alone.
+    every part comes near its share of each class. Afterwards `data.per_class` and `data.class_counts` thin
+    out train alone.
 
     Args:
       sets: what a source read.
-      saved: `keys` of an earlier split, to be made again as it was; fractions and `per_class` are then not used.
+      saved: `keys` of an earlier split, to be made again as it was; fractions and counts are then not used.
 
     Raises:
       UserError: a key or a group in two parts, a class without training records, a saved key that is gone, fewer
-        groups than parts, `per_class` with several labels a record.
+        groups than parts, counts by class with several labels a record.
     """
     if saved is not None:
         return _restore(sets, saved)
@@ -47,8 +48,8 @@ def split(sets: dict[str, Examples], data: Data, saved: dict[str, list[str]] | N
     if "train" not in parts:
         raise UserError("data", f"there is no training split, only {shorten(sets)}", "name it train")
     parts |= _cut(parts["train"], {name: share for name, share in wanted.items() if share > 0}, rng)
-    if data.per_class is not None:
-        parts["train"] = _thin(parts["train"], data.per_class, rng)
+    if data.per_class is not None or data.class_counts:
+        parts["train"] = _thin(parts["train"], data, rng)
     _check_classes(parts["train"])
     return {name: parts[name] for name in SPLITS if name in parts and len(parts[name])}
 
@@ -131,12 +132,18 @@ def _one_hot(examples: Examples) -> np.ndarray:
     return examples.labels if examples.multi_label else np.eye(len(examples.classes))[examples.labels]
 
 
-def _thin(examples: Examples, per_class: int, rng: np.random.Generator) -> Examples:
-    """The same seed with a smaller `per_class` keeps a subset."""
+def _thin(examples: Examples, data: Data, rng: np.random.Generator) -> Examples:
+    """The same seed with smaller counts keeps a subset."""
     if examples.multi_label or examples.unclassed:
         have = "no class" if examples.unclassed else "several labels"
         raise UserError("data.per_class", f"records have {have}", "remove it")
-    kept = [rng.permutation(np.flatnonzero(examples.labels == c))[:per_class] for c in range(len(examples.classes))]
+    unknown = set(data.class_counts) - set(examples.classes)
+    if unknown:
+        raise UserError(
+            "data.class_counts", f"names {shorten(sorted(unknown))}, the classes are {shorten(examples.classes)}"
+        )
+    most = [data.class_counts.get(name, data.per_class) for name in examples.classes]
+    kept = [rng.permutation(np.flatnonzero(examples.labels == c))[:count] for c, count in enumerate(most)]
     return examples.take(np.sort(np.concatenate(kept)))
 
 

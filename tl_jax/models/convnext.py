@@ -21,8 +21,9 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
-from tl_jax.nn.functions import activation, dropout
+from tl_jax.nn.functions import activation
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, SAME, Layout, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("convnext", "convnextv2")
@@ -201,9 +202,7 @@ class Block(nnx.Module):
         y_BHWC = down(y_BHWC)
         if self.layer_scale is not None:
             y_BHWC = self.layer_scale[...] * y_BHWC
-        # Drop path: one draw an example.
-        kept_B111 = dropout(jnp.ones((len(y_BHWC), 1, 1, 1), y_BHWC.dtype), self.drop_path, context.key)
-        return x_BHWC + kept_B111 * y_BHWC
+        return x_BHWC + drop_path(y_BHWC, self.drop_path, context.key)
 
 
 class Pooler(LayerNorm):

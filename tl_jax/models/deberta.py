@@ -27,6 +27,7 @@ from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import SAME, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("deberta-v2",)
@@ -250,18 +251,19 @@ class Block(nnx.Module):
         self.mlp = MLP(width, config.intermediate_size, config.hidden_act, kernel_init=init, rngs=rngs)
         self.mlp_norm = norm()
         self.conv = Conv(config, rngs=rngs) if config.conv_kernel_size > 0 and number == 0 else None
-        self.dropout = config.hidden_dropout_prob
+        self.dropout, self.drop_path = config.hidden_dropout_prob, 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, after_mlp, in_conv = keys(context.key, 4)
+        in_attn, after_attn, after_mlp, in_conv, drop_attn, drop_mlp = keys(context.key, 6)
         mask_BT, words_BTD = context.batch["attention_mask"], x_BTD
         relative_RD = None if self.relative is None else self.relative.embedding[...]
         if self.relative_norm is not None:
             relative_RD = self.relative_norm(relative_RD)
-        y_BTD = self.attn(x_BTD, relative_RD, mask_BT, in_attn)
-        x_BTD = self.attn_norm(x_BTD + dropout(y_BTD, self.dropout, after_attn))
-        x_BTD = self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), self.dropout, after_mlp))
+        y_BTD = dropout(self.attn(x_BTD, relative_RD, mask_BT, in_attn), self.dropout, after_attn)
+        x_BTD = self.attn_norm(x_BTD + drop_path(y_BTD, self.drop_path, drop_attn))
+        y_BTD = dropout(self.mlp(x_BTD), self.dropout, after_mlp)
+        x_BTD = self.mlp_norm(x_BTD + drop_path(y_BTD, self.drop_path, drop_mlp))
         return x_BTD if self.conv is None else self.conv(words_BTD, x_BTD, mask_BT, in_conv)
 
 

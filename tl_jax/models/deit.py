@@ -67,4 +67,5 @@ SOURCES = {
         )
     ),
 }
+NO_DECAY = (r"stem/(cls|distillation|position)",)
 RESIZE, SHARDING = vit.RESIZE, vit.SHARDING

@@ -236,6 +236,7 @@ SOURCES = {
         modules=RENAMED,
     )
 }
+NO_DECAY = (r"stem/(cls|register|position)",)
 RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`
     ("stem/position", "grid", ("image_size", "patch_size")),
     ("stem/patch/kernel", "patch", ("patch_size",)),

@@ -16,7 +16,6 @@ import math
 import re
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax.core import chain
@@ -24,7 +23,8 @@ from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
-from tl_jax.nn.functions import activation, dropout
+from tl_jax.nn.functions import activation
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("efficientnet", "tf_efficientnet")
@@ -223,9 +223,7 @@ class Block(nnx.Module):
         y_BHWC = self.project(y_BHWC, stats)
         if not self.adds:
             return y_BHWC
-        # Drop path: one draw an example.
-        kept_B111 = dropout(jnp.ones((len(y_BHWC), 1, 1, 1), y_BHWC.dtype), self.drop_path, context.key)
-        return x_BHWC + kept_B111 * y_BHWC
+        return x_BHWC + drop_path(y_BHWC, self.drop_path, context.key)
 
 
 class Pool(nnx.Module):

@@ -24,8 +24,9 @@ from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
-from tl_jax.nn.functions import activation
+from tl_jax.nn.functions import activation, keys
 from tl_jax.nn.gated import GatedMLP, RMSNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.nn.rope import Rope, rotate, tables, turns
 from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, dense, published_fields
@@ -203,11 +204,13 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(width, epsilon=config.rms_norm_eps, rngs=rngs)
         hidden = config.intermediate_size
         self.mlp = GatedMLP(width, hidden, config.hidden_act, bias=config.mlp_bias, kernel_init=init, rngs=rngs)
+        self.drop_path = 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), context)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        drop_attn, drop_mlp = keys(context.key, 2)
+        x_BTD = x_BTD + drop_path(self.attn(self.attn_norm(x_BTD), context), self.drop_path, drop_attn)
+        return x_BTD + drop_path(self.mlp(self.mlp_norm(x_BTD)), self.drop_path, drop_mlp)
 
 
 class Norm(RMSNorm):

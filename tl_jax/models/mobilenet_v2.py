@@ -21,6 +21,7 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("mobilenet_v2",)
@@ -127,14 +128,14 @@ class Block(nnx.Module):
         self.expand = _layer(config, inputs, inner, rngs=rngs)
         self.depthwise = _layer(config, inner, inner, 3, stride, inner, rngs=rngs)
         self.project = _layer(config, inner, outputs, rngs=rngs)
-        self.adds, self.act = stride == 1 and inputs == outputs, config.hidden_act
+        self.adds, self.act, self.drop_path = stride == 1 and inputs == outputs, config.hidden_act, 0.0
 
     def __call__(self, x_BHWC, context: Context):
         """float[B, H, W, inputs] -> float[B, H / stride, W / stride, outputs]."""
         act, stats = activation(self.act), context.mode.batch_stats
         y_BHWC = act(self.depthwise(act(self.expand(x_BHWC, stats)), stats))
         y_BHWC = self.project(y_BHWC, stats)
-        return x_BHWC + y_BHWC if self.adds else y_BHWC
+        return x_BHWC + drop_path(y_BHWC, self.drop_path, context.key) if self.adds else y_BHWC
 
 
 class Pool(nnx.Module):

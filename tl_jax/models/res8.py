@@ -21,6 +21,7 @@ from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.norm import BatchNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("res8",)
@@ -83,12 +84,13 @@ class Block(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.convs = nnx.List([_conv(width, width, rngs) for _ in range(2)])
         self.norms = nnx.List([Norm(width, rngs=rngs) for _ in range(2)])
+        self.drop_path = 0.0
 
     def __call__(self, x_BHWD, context: Context):
         """(map, sum that it is the norm of) -> the same, one block on; both float[B, H, W, D]."""
         x_BHWD, sum_BHWD = x_BHWD if isinstance(x_BHWD, tuple) else (x_BHWD, x_BHWD)
         y_BHWD = self.norms[0](jax.nn.relu(self.convs[0](x_BHWD)), context.mode.batch_stats)
-        sum_BHWD = jax.nn.relu(self.convs[1](y_BHWD)) + sum_BHWD
+        sum_BHWD = drop_path(jax.nn.relu(self.convs[1](y_BHWD)), self.drop_path, context.key) + sum_BHWD
         return self.norms[1](sum_BHWD, context.mode.batch_stats), sum_BHWD
 
 

@@ -26,6 +26,7 @@ from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
 MODEL_TYPES = ("resnet", "CIFAR ResNet")
@@ -166,6 +167,7 @@ class Block(nnx.Module):
         else:
             self.shortcut = None
         self.act, self.stride, self.widens = config.hidden_act, stride, outputs - inputs
+        self.drop_path = 0.0
 
     def __call__(self, x_BHWC, context: Context):
         """float[B, H, W, inputs] -> float[B, H / stride, W / stride, outputs]."""
@@ -173,7 +175,7 @@ class Block(nnx.Module):
         for layer in self.layers[:-1]:
             # Between convolutions the published network has relu, whatever its `hidden_act`.
             y_BHWC = nnx.relu(layer(y_BHWC, context.mode.batch_stats))
-        y_BHWC = self.layers[-1](y_BHWC, context.mode.batch_stats)
+        y_BHWC = drop_path(self.layers[-1](y_BHWC, context.mode.batch_stats), self.drop_path, context.key)
         if self.shortcut is not None:
             x_BHWC = self.shortcut(x_BHWC, context.mode.batch_stats)
         else:

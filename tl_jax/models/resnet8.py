@@ -20,6 +20,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import KERAS, Source, batch_norms, keras, published_fields
 
 MODEL_TYPES = ("MLPerf Tiny ResNet8",)
@@ -80,11 +81,13 @@ class Block(nnx.Module):
         self.layers = nnx.List([_layer(inputs, outputs, stride, rngs), _layer(outputs, outputs, 1, rngs)])
         short = {"strides": stride, "kernel_init": nnx.initializers.he_normal(), "rngs": rngs}
         self.shortcut = nnx.Conv(inputs, outputs, (1, 1), **short) if stride > 1 else None
+        self.drop_path = 0.0
 
     def __call__(self, x_BHWC, context: Context):
         """float[B, H, W, inputs] -> float[B, H / stride, W / stride, outputs]."""
         first, second = self.layers
         y_BHWC = second(jax.nn.relu(first(x_BHWC, context.mode.batch_stats)), context.mode.batch_stats)
+        y_BHWC = drop_path(y_BHWC, self.drop_path, context.key)
         return jax.nn.relu(y_BHWC + (x_BHWC if self.shortcut is None else self.shortcut(x_BHWC)))
 
 

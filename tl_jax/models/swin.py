@@ -80,10 +80,10 @@ class Config:
         return [(level, number) for level, depth in enumerate(self.depths) for number in range(depth)]
 
     def indices(self) -> list[dict[str, int]]:
-        """Values of the placeholders in the key map: `b` counts blocks, `s` levels, `l` blocks of a level; `e` is the
-        last block of the level."""
-        ends = np.cumsum(self.depths) - 1
-        return [{"b": b, "s": s, "l": l, "e": int(ends[s])} for b, (s, l) in enumerate(self.levels())]
+        """Values of the placeholders in the key map: `b` counts blocks, `s` levels, `l` blocks of a level; `n` is the
+        first block of the next level."""
+        ends = np.cumsum(self.depths)
+        return [{"b": b, "s": s, "l": l, "n": int(ends[s])} for b, (s, l) in enumerate(self.levels())]
 
     def without(self, pool: str) -> "Config":
         """Without what a head with this pooling does not read: there is nothing."""
@@ -159,7 +159,7 @@ class Merge(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and followed by a residual sum; the last of a level merges."""
+    """Attention and MLP, each behind a norm and followed by a residual sum; the first of a level merges before."""
 
     def __init__(self, config: Config, level: int, shift: int, merges: bool, rate: float, *, rngs: nnx.Rngs):
         width = config.embed_dim * 2**level
@@ -168,17 +168,18 @@ class Block(nnx.Module):
         self.attn = WindowAttention(config, width, config.num_heads[level], shift, rngs=rngs)
         self.mlp_norm = LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
         self.mlp = MLP(width, int(config.mlp_ratio * width), config.hidden_act, kernel_init=init, rngs=rngs)
-        self.merge = Merge(config, width, rngs=rngs) if merges else None
+        self.merge = Merge(config, width // 2, rngs=rngs) if merges else None
         self.dropout, self.drop_path = config.hidden_dropout_prob, rate
 
     def __call__(self, x_BHWD, context: Context):
         """float[B, H, W, D] -> float[B, H, W, D], or float[B, H / 2, W / 2, 2 D]."""
+        if self.merge is not None:
+            x_BHWD = self.merge(x_BHWD)
         in_attn, after_attn, drop_attn, after_mlp, drop_mlp = keys(context.key, 5)
         y_BHWD = dropout(self.attn(self.attn_norm(x_BHWD), in_attn), self.dropout, after_attn)
         x_BHWD = x_BHWD + drop_path(y_BHWD, self.drop_path, drop_attn)
         y_BHWD = dropout(self.mlp(self.mlp_norm(x_BHWD)), self.dropout, after_mlp)
-        x_BHWD = x_BHWD + drop_path(y_BHWD, self.drop_path, drop_mlp)
-        return x_BHWD if self.merge is None else self.merge(x_BHWD)
+        return x_BHWD + drop_path(y_BHWD, self.drop_path, drop_mlp)
 
 
 class Norm(LayerNorm):
@@ -206,10 +207,9 @@ class Backbone(chain.Backbone):
         self.stem = Embeddings(config, rngs=rngs)
         blocks, levels = [], config.levels()
         for i, (level, number) in enumerate(levels):
-            merges = number == config.depths[level] - 1 and level < len(config.depths) - 1
             rate = config.drop_path_rate * i / max(len(levels) - 1, 1)
             shift = number % 2 * (config.window_size // 2)
-            blocks.append(Block(config, level, shift, merges, rate, rngs=rngs))
+            blocks.append(Block(config, level, shift, level > 0 and number == 0, rate, rngs=rngs))
         self.blocks = nnx.List(blocks)
         self.width = config.embed_dim * 2 ** (len(config.depths) - 1)
         self.norm = Norm(self.width, epsilon=config.layer_norm_eps, rngs=rngs)
@@ -280,7 +280,7 @@ _NORM = (
     ("swin.embeddings.norm", "stem/norm"),
     (f"{_HF}.layernorm_before", f"{_BLOCK}/attn_norm"),
     (f"{_HF}.layernorm_after", f"{_BLOCK}/mlp_norm"),
-    (f"{_MERGE}.norm", "blocks/{e}/merge/norm"),
+    (f"{_MERGE}.norm", "blocks/{n}/merge/norm"),
     ("swin.layernorm", "norm"),
 )
 _TABLE = "attention.self.relative_position_bias_table"
@@ -290,7 +290,7 @@ SOURCES = {
             Rule("swin.embeddings.patch_embeddings.projection.weight", "stem/patch/kernel", CONV),
             Rule("swin.embeddings.patch_embeddings.projection.bias", "stem/patch/bias", SAME),
             Rule(f"{_HF}.{_TABLE}", f"{_BLOCK}/attn/position/embedding", SAME),
-            Rule(f"{_MERGE}.reduction.weight", "blocks/{e}/merge/reduction/kernel", LINEAR),
+            Rule(f"{_MERGE}.reduction.weight", "blocks/{n}/merge/reduction/kernel", LINEAR),
             *dense(_LINEAR),
             *norms(_NORM),
         ),
@@ -304,6 +304,7 @@ RESIZE = (  # (path, how, published fields that ask for it); see `weights.surger
     ("stem/patch/kernel", "patch", ("patch_size",)),
     ("stem/patch/kernel", "channels", ("num_channels",)),
 )
+NO_DECAY = (r"blocks/\d+/attn/position/embedding",)
 SHARDING = (
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
     (r"blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),

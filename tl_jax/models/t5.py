@@ -27,6 +27,7 @@ from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.gated import GatedMLP, RMSNorm
 from tl_jax.nn.memory import Recall, once
+from tl_jax.nn.residual import drop_path
 from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, published_fields
 
@@ -224,19 +225,20 @@ class Block(nnx.Module):
             )
         else:
             self.mlp = MLP(config, rngs=rngs)
-        self.decoder, self.dropout = decoder, config.dropout_rate
+        self.decoder, self.dropout, self.drop_path = decoder, config.dropout_rate, 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp = keys(context.key, 6)
+        in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp, *drops = keys(context.key, 9)
         y_BTD, bias = self.attn_norm(x_BTD), self.bias(x_BTD.shape[1], context.memory)
         y_BTD = self.attn(y_BTD, y_BTD, context.batch["seen"], in_attn, bias, self.decoder, context.memory)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
+        x_BTD = x_BTD + drop_path(dropout(y_BTD, self.dropout, after_attn), self.drop_path, drops[0])
         if self.decoder:
             encoded_BSD, mask_BS = context.batch["encoded"], context.batch["encoded_mask"]
             y_BTD = self.cross(self.cross_norm(x_BTD), encoded_BSD, mask_BS, in_cross, memory=context.memory)
-            x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_cross)
-        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD), in_mlp), self.dropout, after_mlp)
+            x_BTD = x_BTD + drop_path(dropout(y_BTD, self.dropout, after_cross), self.drop_path, drops[1])
+        y_BTD = dropout(self.mlp(self.mlp_norm(x_BTD), in_mlp), self.dropout, after_mlp)
+        return x_BTD + drop_path(y_BTD, self.drop_path, drops[2])
 
 
 class Norm(RMSNorm):

@@ -181,6 +181,7 @@ def timm_source(rows: tuple[Rule, ...] = ()) -> Source:
 
 
 SOURCES = {"hf": source("vit"), "timm": timm_source()}
+NO_DECAY = (r"stem/(cls|position)",)
 RESIZE = (  # (path, how, published fields that ask for it); see `weights.surgery`
     ("stem/position", "grid", ("image_size", "patch_size")),
     ("stem/patch/kernel", "patch", ("patch_size",)),

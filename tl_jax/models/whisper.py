@@ -29,6 +29,7 @@ from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.memory import once
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.nn.waves import Projector
 from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, dense, norms, published_fields
@@ -174,20 +175,20 @@ class Block(nnx.Module):
         self.cross = Attention(width, num_heads, config, rngs=rngs) if decoder else None
         self.cross_norm = norm() if decoder else None
         self.mlp = MLP(width, hidden, config.activation_function, kernel_init=init, rngs=rngs)
-        self.dropout, self.inner_dropout = config.dropout, config.activation_dropout
+        self.dropout, self.inner_dropout, self.drop_path = config.dropout, config.activation_dropout, 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp = keys(context.key, 6)
+        in_attn, after_attn, in_cross, after_cross, in_mlp, after_mlp, *drops = keys(context.key, 9)
         y_BTD = self.attn_norm(x_BTD)
         y_BTD = self.attn(y_BTD, y_BTD, context.batch.get("decoder_attention_mask"), in_attn, context.memory)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
+        x_BTD = x_BTD + drop_path(dropout(y_BTD, self.dropout, after_attn), self.drop_path, drops[0])
         if self.cross is not None:
             y_BTD = self.cross(self.cross_norm(x_BTD), context.batch["source"], None, in_cross, context.memory)
-            x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_cross)
+            x_BTD = x_BTD + drop_path(dropout(y_BTD, self.dropout, after_cross), self.drop_path, drops[1])
         y_BTD = activation(self.mlp.act)(self.mlp.up(self.mlp_norm(x_BTD)))
         y_BTD = self.mlp.down(dropout(y_BTD, self.inner_dropout, in_mlp))
-        return x_BTD + dropout(y_BTD, self.dropout, after_mlp)
+        return x_BTD + drop_path(dropout(y_BTD, self.dropout, after_mlp), self.drop_path, drops[2])
 
 
 class Norm(LayerNorm):

@@ -20,6 +20,7 @@ from flax import nnx
 
 from tl_jax.config import Adapter
 from tl_jax.nn.embed import Embed
+from tl_jax.nn.functions import dropout
 
 # By exact type: a subclass may use its kernel in ways of its own.
 LAYERS = (nnx.Linear, nnx.Conv, Embed)
@@ -49,6 +50,9 @@ class LoRA(nnx.Module):
     a convolution one of its size and strides. With the kind `dora` the kernel W + scale · a b is rescaled, column by
     column, to a learned magnitude too (DoRA, Liu et al. 2024); its norm is a constant to the gradient.
 
+    Dropout is that of the input of `a`, and of all that DoRA adds to the layer's own output; adapters that share their
+    `a` see one mask, as PEFT's one module does.
+
     Args:
       layer: the one to adapt, of a type in LAYERS.
       shared: the `a` of another adapter, where one published kernel is several here.
@@ -60,6 +64,8 @@ class LoRA(nnx.Module):
         kernel, table = kernel_of(layer)[...], isinstance(layer, nnx.Embed)
         self.spec = spec
         self.a = _first(layer, spec.rank, rngs) if shared is None else shared
+        # The key is handed to `a`, of which there is one where there is one mask.
+        self.a.draws = spec.dropout > 0
         # Of a table it is `a` that starts at zero, which a lookup would keep at zero together with a zero `b`.
         init = nnx.initializers.normal(1.0) if table else nnx.initializers.zeros_init()
         self.b = nnx.Linear(spec.rank, kernel.shape[-1], use_bias=False, kernel_init=init, rngs=rngs)
@@ -74,13 +80,15 @@ class LoRA(nnx.Module):
 
     def __call__(self, layer: nnx.Module, run: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         """What the layer gives for `x`, in the dtype that the layer alone would give."""
-        y = run(x)
-        change = self.scale * self.b(self.a(x))
+        y, seen = run(x), dropout(x, self.spec.dropout, getattr(self.a, "key", None))
+        change = self.scale * self.b(self.a(seen))
         if self.spec.kind == "lora":
             return y + change.astype(y.dtype)
         bias = 0.0 if layer.bias is None else layer.bias[...]
         gain = self.magnitude[...] / jax.lax.stop_gradient(self._norms(layer))
-        return (gain * (y - bias + change) + bias).astype(y.dtype)
+        if seen is x:
+            return (gain * (y - bias + change) + bias).astype(y.dtype)
+        return (y + (gain - 1) * (run(seen) - bias) + gain * change).astype(y.dtype)
 
     def merged(self, layer: nnx.Module) -> dict[str, jax.Array]:
         """The kernel, float32, with which the layer alone does the same."""

@@ -11,6 +11,7 @@ from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 
 
 class PostNormBlock(nnx.Module):
@@ -39,11 +40,12 @@ class PostNormBlock(nnx.Module):
         self.attn_norm = LayerNorm(width, epsilon=epsilon, rngs=rngs)
         self.mlp = MLP(width, hidden, act, kernel_init=kernel_init, rngs=rngs)
         self.mlp_norm = LayerNorm(width, epsilon=epsilon, rngs=rngs)
-        self.rates = rates
+        self.rates, self.drop_path = rates, 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]; `attention_mask` is among the batch's invariants."""
-        in_attn, after_attn, after_mlp = keys(context.key, 3)
-        y_BTD = self.attn(x_BTD, context.batch["attention_mask"], in_attn)
-        x_BTD = self.attn_norm(x_BTD + dropout(y_BTD, self.rates[1], after_attn))
-        return self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), self.rates[2], after_mlp))
+        in_attn, after_attn, after_mlp, drop_attn, drop_mlp = keys(context.key, 5)
+        y_BTD = dropout(self.attn(x_BTD, context.batch["attention_mask"], in_attn), self.rates[1], after_attn)
+        x_BTD = self.attn_norm(x_BTD + drop_path(y_BTD, self.drop_path, drop_attn))
+        y_BTD = dropout(self.mlp(x_BTD), self.rates[2], after_mlp)
+        return self.mlp_norm(x_BTD + drop_path(y_BTD, self.drop_path, drop_mlp))

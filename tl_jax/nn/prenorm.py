@@ -11,6 +11,7 @@ from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 
 
 class Block(nnx.Module):
@@ -45,14 +46,15 @@ class Block(nnx.Module):
         )
         self.mlp_norm = LayerNorm(width, epsilon=epsilon, rngs=rngs)
         self.mlp = MLP(width, hidden, act, kernel_init=kernel_init, rngs=rngs)
-        self.dropout = dropout
+        self.dropout, self.drop_path = dropout, 0.0
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]; `attention_mask` of the batch, where there is one, hides tokens."""
-        in_attn, after_attn, after_mlp = keys(context.key, 3)
+        in_attn, after_attn, after_mlp, drop_attn, drop_mlp = keys(context.key, 5)
         y_BTD = self.attn(self.attn_norm(x_BTD), context.batch.get("attention_mask"), in_attn, context.memory)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, after_attn)
-        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, after_mlp)
+        x_BTD = x_BTD + drop_path(dropout(y_BTD, self.dropout, after_attn), self.drop_path, drop_attn)
+        y_BTD = dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, after_mlp)
+        return x_BTD + drop_path(y_BTD, self.drop_path, drop_mlp)
 
 
 class Norm(LayerNorm):

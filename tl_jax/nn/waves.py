@@ -22,6 +22,7 @@ from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
+from tl_jax.nn.residual import drop_path
 from tl_jax.nn.spans import spans
 
 
@@ -218,6 +219,7 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
         self.pre_norm, self.layerdrop = config.do_stable_layer_norm, config.layerdrop
         self.dropout, self.inner_dropout = config.hidden_dropout, config.activation_dropout
+        self.drop_path = 0.0
 
     def attend(self, x_BTD, context: Context, key):
         """float[B, T, D] -> float[B, T, D]."""
@@ -225,14 +227,15 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> float[B, T, D]."""
-        in_attn, after_attn, in_mlp, after_mlp, whole = keys(context.key, 5)
+        in_attn, after_attn, in_mlp, after_mlp, whole, drop_attn, drop_mlp = keys(context.key, 7)
 
         def mlp(y_BTD):
             y_BTD = dropout(activation(self.mlp.act)(self.mlp.up(y_BTD)), self.inner_dropout, in_mlp)
-            return dropout(self.mlp.down(y_BTD), self.dropout, after_mlp)
+            return drop_path(dropout(self.mlp.down(y_BTD), self.dropout, after_mlp), self.drop_path, drop_mlp)
 
         def attn(y_BTD):
-            return dropout(self.attend(y_BTD, context, in_attn), self.dropout, after_attn)
+            y_BTD = dropout(self.attend(y_BTD, context, in_attn), self.dropout, after_attn)
+            return drop_path(y_BTD, self.drop_path, drop_attn)
 
         if self.pre_norm:
             y_BTD = x_BTD + attn(self.attn_norm(x_BTD))

@@ -6,8 +6,8 @@
     install(model, chosen, fused=(), rngs=rngs)       # blocks/0/attn/query/lora/a/kernel, …/lora/b/kernel
     merge(model)                                      # folded into the kernels, and gone
 
-A layer keeps its paths: the adapter is one more child of it, and its class becomes one that goes through that child.
-Knows paths and layers, no families.
+A layer keeps its paths: the adapter is one more child of it, and its class becomes one that goes through that child. A
+prompt (`nn.prompt`) is an adapter of the table of words. Knows paths and layers, no families.
 """
 
 import re
@@ -20,9 +20,11 @@ from flax import nnx
 from tl_jax.config import Adapter, Plan
 from tl_jax.core import chain, paths
 from tl_jax.core.errors import UserError, shorten
+from tl_jax.core.quantized import Quantized, whole
 from tl_jax.nn.adapters import KINDS, LAYERS, Bottleneck, adapted, norms
+from tl_jax.nn.prompt import Prompt
 
-_NAMES = sorted({kind.name for kind in KINDS.values()})
+_NAMES = sorted({Prompt.name, *(kind.name for kind in KINDS.values())})
 _OURS = re.compile(rf".*/({'|'.join(_NAMES)})/.*")
 _ATTENTION = re.compile(r"(.*/)?blocks/\d+/(.*/)?(query|value)/kernel")
 Fused = Sequence[tuple[str, ...]]
@@ -36,6 +38,11 @@ def is_adapter(path: str) -> bool:
 def names_adapters(pattern: str) -> bool:
     """Whether a pattern of a plan speaks of adapters' parameters; else it speaks of the network's."""
     return not set(_NAMES).isdisjoint(re.split(r"\W+", pattern))
+
+
+def asked(plan: Plan) -> bool:
+    """Whether a plan names adapters or a prompt."""
+    return bool(plan.adapters or plan.prompt) or plan.preset == "lora"
 
 
 def choose(plan: Plan, model: chain.Backbone, fused: Fused) -> dict[str, Adapter]:
@@ -101,10 +108,12 @@ def merge(model: chain.Backbone) -> None:
     """Fold every adapter into its kernel, float32, and leave plain layers, in place.
 
     Raises:
-      UserError: an adapter that is no change of a kernel, or a kernel that another stage shares.
+      UserError: a prompt, an adapter that is no change of a kernel, or a kernel that another stage shares.
     """
     layers = installed(model)
     shared = {owner for stages in chain.split(model)[0].values() for stage in stages for _, owner in stage.tied}
+    if Prompt.name in {found.adapter for found in layers.values()}:
+        raise UserError("merge", "no kernel can take in a prompt", "write it as PEFT does, with export --format=peft")
     refused = [f"{path} ({found.adapter})" for path, found in layers.items() if found.adapter == Bottleneck.name]
     refused += [f"{path} (another layer uses it without the adapter)" for path in layers if path in shared]
     if refused:
@@ -125,8 +134,12 @@ def settled(
         layer, name, leaf = path.rpartition("/lora/")
         if name and leaf == "magnitude":
             out = None if shardings is None else shardings[path]
-            found[path] = jax.jit(norms, out_shardings=out)(params[f"{layer}/kernel"])
+            found[path] = jax.jit(_lengths, out_shardings=out)(params[f"{layer}/kernel"])
     return found
+
+
+def _lengths(kernel: jax.Array | Quantized) -> jax.Array:
+    return norms(whole(kernel) if isinstance(kernel, Quantized) else kernel)
 
 
 def largest_difference(ours: Mapping[str, jax.Array], theirs: Mapping[str, jax.Array]) -> float:
@@ -143,6 +156,8 @@ def _refusal(path: str, layer: nnx.Module, spec: Adapter) -> str | None:
         return f"{path} belongs to a {type(layer).__name__}, which takes no adapter"
     if isinstance(layer, nnx.Embed) and spec.kind in ("dora", "ia3"):
         return f"{path} is a table, which takes no {spec.kind}"
+    if isinstance(layer, nnx.Embed) and spec.dropout:
+        return f"{path} is a table, which takes no dropout"
     if isinstance(layer, nnx.Conv) and layer.feature_group_count > 1 and spec.kind != "bottleneck":
         return f"{path} is a convolution in groups, which takes no {spec.kind}"
     return None

@@ -11,12 +11,14 @@ families or tasks.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from tl_jax import config
 from tl_jax.core import paths
 from tl_jax.core.chain import Chains, Mode
 from tl_jax.core.errors import UserError
+from tl_jax.core.task import AIDS
 from tl_jax.plan import adapters, cut, presets
 
 
@@ -49,6 +51,7 @@ def resolve(
     params: Mapping[str, object],
     weight_decay: float,
     reads: Mapping[str, tuple[str, ...]] | None = None,
+    no_decay: Sequence[str] = (),
 ) -> Resolved:
     """One value per path.
 
@@ -56,6 +59,7 @@ def resolve(
       params: every leaf with its shape; abstract will do.
       weight_decay: where no rule of the plan says otherwise; leaves of at most one dimension get 0.
       reads: per chain, the earlier chains whose outputs it reads.
+      no_decay: patterns of further leaves that get 0, such as tables of positions.
 
     Raises:
       UserError: a pattern that matches nothing, a plan that trains nothing.
@@ -64,8 +68,10 @@ def resolve(
     stats = {path for stage in stages.values() for path in stage.stats()}
     trainable = [path for path in params if path not in stats]
     network = [path for path in trainable if not adapters.is_adapter(path)]
-    ours = set(trainable) - set(network)
-    assert ours or not (plan.adapters or plan.preset == "lora"), "the plan's adapters are not installed"
+    # In a phase whose plan names none, the adapters that another phase trains are frozen.
+    named = adapters.asked(plan)
+    ours = set(trainable) - set(network) if named else set()
+    assert ours or not named, "the plan's adapters are not installed"
     patterns = plan.train
     if plan.preset is not None:
         patterns = (*patterns, *presets.train_patterns(plan.preset, list(stages), network, plan.n))
@@ -75,6 +81,7 @@ def resolve(
     if not patterns and not ours:
         raise UserError("plan", "trains nothing", "give plan.preset (such as linear_probe) or plan.train")
     trained = paths.matches(patterns, network, "plan.train")
+    trained.update(path for path in network if path.startswith(tuple(f"{name}/" for name in AIDS)))
 
     with_stats = [name for name, stage in stages.items() if stage.stats()]
     batchnorm = {name: "train" if trained.intersection(stages[name].paths()) else "eval" for name in with_stats}
@@ -94,7 +101,7 @@ def resolve(
         trained=ordered,
         moving=tuple(path for name in stages if name in follows for path in stages[name].stats()),
         lr=_rates(plan, stages, ordered),
-        decay=_decays(plan, params, ordered, weight_decay),
+        decay=_decays(plan, params, ordered, weight_decay, no_decay),
         modes={name: Mode(dropout=name in draws, batch_stats=name in follows) for name in stages},
         batchnorm=batchnorm,
         cut=below,
@@ -103,17 +110,24 @@ def resolve(
 
 def _rates(plan: config.Plan, stages, trained) -> dict[str, float]:
     rates = {path: 1.0 for path in trained}
-    if plan.layer_decay is not None:
-        for name, depth in presets.depths(list(stages)).items():
-            rates.update({path: plan.layer_decay**depth for path in stages[name].paths() if path in rates})
+    depths = presets.depths(list(stages))
+    step = plan.layer_decay
+    if plan.lowest_lr is not None:
+        step = plan.lowest_lr ** (1 / max(1, *depths.values()))
+    if step is not None:
+        for name, depth in depths.items():
+            rates.update({path: step**depth for path in stages[name].paths() if path in rates})
     for path, multiple in _first_match(plan.lr, trained, "plan.lr").items():
         rates[path] *= multiple
     return rates
 
 
-def _decays(plan: config.Plan, params, trained, weight_decay: float) -> dict[str, float]:
-    by_shape = {path: weight_decay if len(params[path].shape) > 1 else 0.0 for path in trained}
-    return {**by_shape, **_first_match(plan.decay, trained, "plan.decay")}
+def _decays(plan: config.Plan, params, trained, weight_decay: float, no_decay) -> dict[str, float]:
+    def spared(path: str) -> bool:
+        return len(params[path].shape) <= 1 or any(re.fullmatch(pattern, path) for pattern in no_decay)
+
+    usual = {path: 0.0 if spared(path) else weight_decay for path in trained}
+    return {**usual, **_first_match(plan.decay, trained, "plan.decay")}
 
 
 def _first_match(rules: config.Rules, trained, where: str) -> dict[str, object]:

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan as a person reads it: one line a stage, and as `plan.json` holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_jax.core.chain import Chains
+from tl_jax.plan.phases import Stretch
 from tl_jax.plan.resolve import Resolved, count
 from tl_jax.report.table import markdown
 
@@ -34,8 +35,14 @@ def by_stage(plan: Resolved, chains: Chains, params: Mapping[str, Any]) -> str:
     return markdown(rows, _COLUMNS)
 
 
-def to_dict(plan: Resolved) -> dict[str, Any]:
-    """Plain data: every trained path with its rate and decay, and the cut."""
+def to_dict(stretches: Sequence[Stretch]) -> dict[str, Any]:
+    """Plain data: the steps of the run's last phase, every trained path with its rate and decay, and the cut; and the
+    same of the phases before it."""
+    *earlier, last = [{"start": each.start, "stop": each.stop, **_plan(each.plan)} for each in stretches]
+    return {**last, "earlier_phases": earlier}
+
+
+def _plan(plan: Resolved) -> dict[str, Any]:
     return {
         "trained": {path: {"rate": plan.lr[path], "decay": plan.decay[path]} for path in plan.trained},
         "moving": list(plan.moving),

@@ -124,6 +124,11 @@ class Checkpoints:
         step = _decide(lambda: self._first_whole(reversed(manifest.steps(self.folder))))
         return None if step == _NONE else step
 
+    def progress(self, step: int) -> dict:
+        """What was saved beside the arrays of a step."""
+        self.wait()
+        return manifest.read(self.folder, step)["progress"]
+
     def best(self) -> int | None:
         """The whole step with the best metric, the earlier of two that are equal."""
         self.wait()

@@ -81,7 +81,8 @@ def make_step(
         The model comes as `model` was left, with frozen BatchNorms in inference mode; a loss that calls
         `model.train()` itself undoes the latter, their running statistics still stay.
       plan: what trains, and at which multiple of the rate; `decay`, `batchnorm` and `dropout` belong to `tx`, the
-        module and the loss here, and are refused, as are `last_n`, `layer_decay` and adapters, which need stages.
+        module and the loss here, and are refused, as are `last_n`, `layer_decay`, `lowest_lr`, `quantize`, adapters
+        and a prompt, which need stages.
       tx: sees the trained parameters only, as a flat dict by path.
       mesh: with axes `data`, `fsdp`, `tensor`; batches are sharded by their first dimension. None for one device.
       donate: reuse the memory of the replaced arrays.
@@ -90,7 +91,8 @@ def make_step(
     Raises:
       UserError: a pattern that matches no parameter, a field of the plan that has no meaning here.
     """
-    given = {name for name in ("decay", "batchnorm", "layer_decay", "n", "rank", "adapters") if getattr(plan, name)}
+    unused = ("decay", "batchnorm", "layer_decay", "lowest_lr", "n", "rank", "adapters", "prompt", "quantize")
+    given = {name for name in unused if getattr(plan, name)}
     if plan.dropout != "suffix":
         given.add("dropout")
     if plan.preset in ("last_n", "lora"):

@@ -25,8 +25,9 @@ class Pace:
 
     Attributes:
       total: updates in the run.
+      stop: where this phase of it ends; `total` where there is one.
       log_every, eval_every, save_every: at absolute multiples of these.
-      patience: evaluations without a better metric after which it stops; None for never.
+      patience: evaluations without a better metric after which it stops; None for never, as before the last phase.
       larger_is_better: of the metric.
     """
 
@@ -36,6 +37,12 @@ class Pace:
     save_every: int
     patience: int | None
     larger_is_better: bool = True
+    stop: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The last update of this phase."""
+        return self.total if self.stop is None else self.stop
 
 
 @dataclasses.dataclass
@@ -48,6 +55,7 @@ class Progress:
       seconds: spent training, over all starts.
       compile_seconds: of them, until the first step had run.
       stopped_early: patience ran out.
+      phase: number of the phase that the state belongs to.
     """
 
     best: float | None = None
@@ -55,6 +63,7 @@ class Progress:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     stopped_early: bool = False
+    phase: int = 0
 
 
 def fit(
@@ -71,7 +80,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
 ) -> tuple[State, Progress]:
-    """Train from `state.step` to `pace.total`, or until patience runs out.
+    """Train from `state.step` to the end of this phase, or until patience runs out.
 
     Args:
       batches: (start, stop) -> batches of these steps.
@@ -84,7 +93,7 @@ def fit(
       FloatingPointError: the loss is NaN or infinite; the last good checkpoint stays the latest.
     """
     start = int(state.step)
-    if progress.stopped_early or start >= pace.total:
+    if progress.stopped_early or start >= pace.end:
         return state, progress
     tell = _Tell(callbacks)
     tell("on_start", start, pace.total)
@@ -92,9 +101,9 @@ def fit(
     began, before, first = time.perf_counter(), progress.seconds, True
     window: list[dict] = []
     checksum = 0
-    source = batches(start, pace.total)
+    source = batches(start, pace.end)
     try:
-        for number, batch in zip(range(start + 1, pace.total + 1), source):
+        for number, batch in zip(range(start + 1, pace.end + 1), source):
             state, metrics = step(state, batch)
             if first:
                 jax.block_until_ready(metrics)
@@ -102,7 +111,7 @@ def fit(
                 first = False
             window.append(metrics)
             checksum = zlib.crc32(np.ascontiguousarray(batch_ids(number - 1)).tobytes(), checksum)
-            last = number == pace.total
+            last = number == pace.end
             evaluates = evaluate is not None and (number % pace.eval_every == 0 or last)
             # Before an evaluation too: a network that became NaN is told by its loss, not by its metrics.
             if number % pace.log_every == 0 or last or evaluates:

@@ -30,6 +30,7 @@ def build(
     *,
     lr: Mapping[str, float],
     decay: Mapping[str, float],
+    since: Mapping[str, int] | None = None,
     frozen: Collection[str] = (),
 ) -> optax.GradientTransformation:
     """The Optax transformation of `opt`: clip, core, weight decay, rates.
@@ -48,6 +49,8 @@ def build(
       schedule: step -> learning rate.
       lr: multiple of the rate of every trained leaf, by path.
       decay: weight decay by path; a leaf that is not named has none.
+      since: the phase in which each trained leaf began to train, by path; 0 for all where None. Leaves that began
+        together share the core's counts, so that moments which start at zero are corrected for that.
       frozen: paths that may be in the tree, get no state and come back bit for bit (but for subnormal numbers, which
         XLA's addition takes for 0; leaves that are not handed over keep them too).
 
@@ -57,7 +60,7 @@ def build(
     Raises:
       UserError: `opt.options` names what the optimizer does not take, or a value of the wrong type.
     """
-    core = _core(opt)
+    core, since = _core(opt), dict.fromkeys(lr, 0) if since is None else since
     decayed = _by_value(decay, 0.0, optax.add_decayed_weights)
     if opt.name == "sgd":
         core = optax.chain(decayed, core)
@@ -65,6 +68,7 @@ def build(
         core = optax.chain(core, decayed, optax.scale_by_trust_ratio())
     else:
         core = optax.chain(core, decayed)
+    core = optax.partition(dict.fromkeys(map(str, {0, *since.values()}), core), _began(since))
     clip = optax.identity() if opt.clip_norm is None else optax.clip_by_global_norm(opt.clip_norm)
     rates = _by_value(lr, 1.0, optax.scale)
     train = optax.chain(clip, core, rates, optax.scale_by_learning_rate(schedule))
@@ -79,6 +83,26 @@ def build(
 
     # Clipping inside the partition: outside, the norm, and a NaN, of frozen gradients would reach the trained leaves.
     return optax.partition({"train": train, "freeze": _HOLD}, labels)
+
+
+def carried(old: Any, new: Any) -> Any:
+    """`new` with every leaf of `old` that it has too, in the same place and of the same shape: what goes on training
+    into another phase keeps its slots."""
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+    def choose(path, leaf):
+        before = known.get(jax.tree_util.keystr(path))
+        return leaf if before is None or before.shape != leaf.shape else before
+
+    return jax.tree.map_with_path(choose, new)
+
+
+def _began(since: Mapping[str, int]):
+    def labels(params):
+        # `optax.tree_map_params` calls with a placeholder in place of the tree.
+        return {path: str(since.get(path, 0)) for path in params} if isinstance(params, Mapping) else "0"
+
+    return labels
 
 
 # Not `optax.set_to_zero`: -0.0 + 0.0 is 0.0, another bit pattern, while x + -0.0 is x for every x.

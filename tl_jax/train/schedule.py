@@ -13,33 +13,37 @@ import optax
 
 from tl_jax import config
 
+# warmup, initial and final where a config leaves them open: those of fastai's `fit_one_cycle` for `one_cycle`.
+_ONE_CYCLE, _OTHERS = (0.25, 1 / 25, 1e-5), (0.1, 0.0, 0.0)
 
-def build(opt: config.Optimizer, steps: int) -> optax.Schedule:
-    """The schedule of a run of `steps` updates.
 
-    The rate rises in a straight line from 0 at step 0 to exactly the peak at step `round(warmup * steps)`, then falls
-    as `opt.schedule` says to `final` times the peak at step `steps - 1`, and stays there. The peak is always reached:
-    a warm-up ends at the last step at the latest, and a single step runs at the peak.
+def build(opt: config.Optimizer, steps: int, start: int = 0) -> optax.Schedule:
+    """The schedule of `steps` updates.
 
-    `one_cycle` is fastai's `fit_one_cycle` (Smith and Topin 2017): along a cosine from 1/25 of the peak to the peak
-    over the first quarter, along a cosine to 1e-5 of it. `warmup` and `final` are not used, momentum is not cycled.
+    The rate rises in a straight line from `initial` times the peak at the first step to exactly the peak after
+    `round(warmup * steps)` more, then falls as `opt.schedule` says to `final` times the peak at the last, and stays
+    there. The peak is always reached: a rise ends at the last step at the latest, and a single step runs at the peak.
+
+    `one_cycle` is fastai's `fit_one_cycle` (Smith and Topin 2017) with rise and fall along a cosine; momentum is not
+    cycled.
 
     Args:
       opt: `learning_rate` is the peak.
-      steps: updates in the whole run, at least 1.
+      steps: updates, at least 1.
+      start: the number of the first of them.
 
     Returns:
       step (int or int32[]) -> float32[], safe to trace.
     """
     assert steps >= 1
-    warmup, start, final = opt.warmup, 0.0, opt.final
-    if opt.schedule == "one_cycle":
-        warmup, start, final = 0.25, 1 / 25, 1e-5
+    asked, usual = (opt.warmup, opt.initial, opt.final), _ONE_CYCLE if opt.schedule == "one_cycle" else _OTHERS
+    warmup, initial, final = (given if given is not None else value for given, value in zip(asked, usual))
     top = min(round(warmup * steps), steps - 1)
 
     def schedule(step):
-        up = jnp.asarray(step, jnp.float32) / max(top, 1)
-        down = jnp.clip((jnp.asarray(step, jnp.float32) - top) / max(steps - 1 - top, 1), 0, 1)
+        done = jnp.asarray(step, jnp.float32) - start
+        up = done / max(top, 1)
+        down = jnp.clip((done - top) / max(steps - 1 - top, 1), 0, 1)
         if opt.schedule == "constant":
             down = 0.0
         if opt.schedule in ("cosine", "one_cycle"):
@@ -47,7 +51,7 @@ def build(opt: config.Optimizer, steps: int) -> optax.Schedule:
         if opt.schedule == "one_cycle":
             up = _cosine(up)
         # Written as 1 minus a fall, so that a fall of 0 is the peak to the last bit.
-        return opt.learning_rate * jnp.where(step < top, start + (1 - start) * up, 1 - (1 - final) * down)
+        return opt.learning_rate * jnp.where(done < top, initial + (1 - initial) * up, 1 - (1 - final) * down)
 
     return schedule
 

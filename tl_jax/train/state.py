@@ -22,6 +22,7 @@ class State:
       key: from which the key of every step is folded.
       ema: moving averages of the trained parameters, by path; empty where none are kept.
       anchor: where trained parameters are held, by path; see `train.anchor`. Empty where nothing is.
+      teacher: parameters of another network that the step asks, by path; see `train.distill`. Empty without one.
     """
 
     step: jax.Array
@@ -32,6 +33,7 @@ class State:
     key: jax.Array
     ema: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     anchor: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    teacher: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def moving(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class State:
     @property
     def constant(self) -> dict[str, Any]:
         """What a step only reads."""
-        return {"frozen": self.frozen, "key": self.key, "anchor": self.anchor}
+        return {"frozen": self.frozen, "key": self.key, "anchor": self.anchor, "teacher": self.teacher}
 
     @property
     def params(self) -> dict[str, jax.Array]:

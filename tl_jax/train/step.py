@@ -66,9 +66,11 @@ class Step:
       anchor: if given, holds trained parameters near `state.anchor`; its penalty is reported as `l2_sp`, beside `loss`.
       ema: decay of a moving average of the trained parameters in `state.ema`; 0 for none. In update number s, counted
         from 0, it is at most 1 - (1 + s)^(-2/3), as in timm's ModelEmaV3, so that the average soon forgets the start.
+      teacher: (`state.teacher`, batch) -> batch with what another network says of it, if given; see `train.distill`.
       place: puts a batch of host arrays onto the mesh.
       out_shardings: of `moving`, so that the second step does not compile again.
       donate: reuse the memory of what the step replaces.
+      compiler_options: for `jax.jit`.
     """
 
     def __init__(
@@ -82,14 +84,19 @@ class Step:
         mix: Callable[[Batch, jax.Array], Batch] | None = None,
         anchor: Anchor | None = None,
         ema: float = 0.0,
+        teacher: Callable[[dict[str, jax.Array], Batch], Batch] | None = None,
         place: Callable[[Batch], Batch] | None = None,
         out_shardings: Any = None,
         donate: bool = True,
+        compiler_options: dict[str, Any] | None = None,
     ):
         self.objective, self.tx, self.accumulate, self.schedule = objective, tx, accumulate, schedule
         self.multiples, self.mix, self.anchor, self.ema, self.place = multiples, mix, anchor, ema, place
+        self.teacher, self.compiler_options = teacher, compiler_options
         options = {} if out_shardings is None else {"out_shardings": (out_shardings, None)}
-        self.core = jax.jit(self._core, donate_argnums=(0,) if donate else (), **options)
+        self.core = jax.jit(
+            self._core, donate_argnums=(0,) if donate else (), compiler_options=compiler_options, **options
+        )
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One update. The arrays of `state.moving` are gone afterwards if the step donates them."""
@@ -110,6 +117,8 @@ class Step:
         gradient = jax.value_and_grad(self.objective.loss, has_aux=True)
 
         def portion(stats, batch, key):
+            if self.teacher is not None:
+                batch = self.teacher(constant["teacher"], batch)
             crossing = self.objective.prefix(constant["frozen"], batch)
             return gradient(moving["trained"], constant["frozen"], stats, crossing, batch, key)
 

@@ -3,8 +3,9 @@
 """Straight from the file to device arrays, one tensor at a time: no random initialisation of what is loaded, no
 second copy of the model in memory."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -27,6 +28,7 @@ def fill(
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     where: str = "",
     exact: Collection[str] = (),
+    keep: Callable[[str, jax.Array], Any] | None = None,
 ) -> tuple[dict[str, jax.Array], Receipt]:
     """Read what `match` pairs.
 
@@ -35,6 +37,7 @@ def fill(
       dtype: of floating parameters; None keeps the file's, but widens float16 and narrows float64 to float32.
       shardings: by path; each device gets its part only. None puts all on the default device.
       exact: paths that are float32 whatever `dtype` says: running statistics.
+      keep: (path, array) -> what is kept of it, if not the array itself; called as soon as it is on the devices.
 
     Returns:
       The filled parameters by path, and the receipt.
@@ -45,12 +48,12 @@ def fill(
     # Hashing the files takes as long as reading them, and another core can do it.
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(files.digest)
-        arrays, entries = _fill(files, match, params, dtype, shardings, where, exact)
+        arrays, entries = _fill(files, match, params, dtype, shardings, where, exact, keep)
     receipt = Receipt(where, digest.result(), entries, match.fresh, match.dropped, match.ignored, match.resized)
     return arrays, receipt
 
 
-def _fill(files, match, params, dtype, shardings, where, exact) -> tuple[dict[str, jax.Array], tuple[Entry, ...]]:
+def _fill(files, match, params, dtype, shardings, where, exact, keep) -> tuple[dict[str, jax.Array], tuple[Entry, ...]]:
     arrays: dict[str, jax.Array] = {}
     entries, resized = [], {path: (kinds, shape) for path, _, shape, kinds in match.resized}
     for (names, paths, layout), tensors in zip(match.filled, files.read_all([names for names, _, _ in match.filled])):
@@ -65,7 +68,8 @@ def _fill(files, match, params, dtype, shardings, where, exact) -> tuple[dict[st
             target = _target(array.dtype, "float32" if path in exact else dtype)
             if target != array.dtype:
                 cast, array = np.dtype(target).name, array.astype(target)
-            arrays[path] = _put(array, None if shardings is None else shardings[path])
+            array = _put(array, None if shardings is None else shardings[path])
+            arrays[path] = array if keep is None else keep(path, array)
         entries.append(Entry(names, paths, layout.name, files.tensors[names[0]].dtype, cast))
     return jax.block_until_ready(arrays), tuple(entries)
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters in the files of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+"""Adapters, or a prompt, in the files of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
-    write(folder, parts, params, changed, layout, bare=False, base="bert-base-uncased", digest="3f…")
-    parts, rest = read(folder, layout, digest="3f…")
+    write(folder, parts, params, changed, names, base="bert-base-uncased", digest="3f…")
+    parts, rows, rest = read(folder, names, digest="3f…")
 
 PEFT names an adapter by the module of `transformers` that it belongs to, and the key map knows that as the name of the
 kernel's tensor. Where several kernels here are one tensor there, they have one first layer, and their second layers lie
@@ -28,7 +28,10 @@ from tl_jax.config import Adapter
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.weights.rules import Rule, Source
 
-_PREFIX = "base_model.model."
+_PREFIX, _PROMPT_PREFIX = "base_model.model.", "base_model."
+_PROMPT = "prompt_embeddings"
+# Ends of the names of modules that PEFT keeps whole beside a prompt, by task type.
+_KEPT = {"SEQ_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 _DIGEST = "base_sha256"
 _LEAF = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_[AB]|lora_magnitude_vector|ia3_l)")
 # What changes the result in a way that is not built here, with the values that do not.
@@ -56,6 +59,22 @@ class Part:
 
     spec: Adapter
     arrays: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The rows in front of every text.
+
+    Attributes:
+      rows: float32[P, D].
+      task_type: what PEFT calls the kind of head; without it, it leaves the rows out.
+      layers, heads: of the network, which PEFT finds by itself in most, and asks for in the others.
+    """
+
+    rows: np.ndarray
+    task_type: str
+    layers: int
+    heads: int
 
 
 class Names:
@@ -96,6 +115,7 @@ def write(
     names: Names,
     base: str,
     digest: str,
+    prompt: Prompt | None = None,
 ) -> None:
     """Write both files, or nothing.
 
@@ -103,16 +123,22 @@ def write(
       parts: by the kernel's path.
       params: all other parameters; the modules that hold one of `changed` are saved whole.
       base: what the adapter belongs to, `digest` the sha256 of its weights.
+      prompt: in place of `parts`.
 
     Raises:
       UserError: kinds that PEFT cannot mix or does not have, a tensor adapted in part, a folder that is not empty.
     """
     specs = {part.spec for part in parts.values()}
     kinds = {(spec.kind, spec.use_rslora) for spec in specs}
-    if len(kinds) != 1 or "bottleneck" in {kind for kind, _ in kinds}:
+    if prompt is None and (len(kinds) != 1 or "bottleneck" in {kind for kind, _ in kinds}):
         found = shorten(sorted({spec.kind + " with use_rslora" * spec.use_rslora for spec in specs})) or "none"
         raise UserError(str(folder), f"PEFT's files hold one of lora, dora and ia3, not {found}", "use one kind only")
-    tensors: dict[str, np.ndarray] = {}
+    rates = sorted({part.spec.dropout for path, part in parts.items() if not path.endswith("/embedding")})
+    if len(rates) > 1:
+        found = ", ".join(map(str, rates))
+        raise UserError(str(folder), f"PEFT's files hold one dropout, not {found}", "use one for all adapters")
+    prefix = _PREFIX if prompt is None else _PROMPT_PREFIX
+    tensors: dict[str, np.ndarray] = {} if prompt is None else {_PROMPT: prompt.rows}
     by_module: dict[str, Adapter] = {}
     conv1d, mistakes = False, []
     for rule in names.rules:
@@ -128,19 +154,27 @@ def write(
             mistakes.append(f"{module} ({rule.layout.name}) is no layer that PEFT adapts")
         else:
             conv1d, by_module[module] = conv1d or form == "Conv1D", ours[0].spec
-            tensors |= {f"{_PREFIX}{module}.{name}": value for name, value in _to_torch(ours, form).items()}
+            tensors |= {f"{prefix}{module}.{name}": value for name, value in _to_torch(ours, form).items()}
     moved = [tensor for rule in names.rules for tensor in rule.tensors if not changed.isdisjoint(rule.params)]
     whole = sorted({names.of(tensor).rpartition(".")[0] for tensor in moved})
+    if prompt is not None:
+        whole = _kept(whole, [names.of(tensor) for rule in names.rules for tensor in rule.tensors], prompt.task_type)
     for rule in names.rules:
         called = [names.of(tensor) for tensor in rule.tensors]
         if set(rule.params) <= set(params) and any(f"{name}.".startswith(f"{m}.") for name in called for m in whole):
             values = rule.layout.save(tuple(params[path] for path in rule.params))
-            tensors |= {f"{_PREFIX}{name}": value for name, value in zip(called, values)}
+            tensors |= {f"{prefix}{name}": value for name, value in zip(called, values)}
             mistakes += [f"{path} is both adapted and changed" for path in rule.params if path in parts]
     if mistakes:
         raise UserError(str(folder), "; ".join(mistakes))
     config = {"base_model_name_or_path": base, "modules_to_save": whole or None, "inference_mode": True}
-    config |= {"fan_in_fan_out": conv1d, "target_modules": sorted(by_module), **_config(by_module)}
+    if prompt is None:
+        config |= {"fan_in_fan_out": conv1d, "target_modules": sorted(by_module), **_config(by_module, *rates)}
+    else:
+        count, width = prompt.rows.shape
+        config |= {"peft_type": "PROMPT_TUNING", "task_type": prompt.task_type, "prompt_tuning_init": "RANDOM"}
+        config |= {"num_virtual_tokens": count, "token_dim": width, "num_transformer_submodules": 1}
+        config |= {"num_layers": prompt.layers, "num_attention_heads": prompt.heads}
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(str(folder), "is not empty", "give a new folder")
     try:
@@ -153,8 +187,10 @@ def write(
         raise UserError(str(folder), f"could not be written ({error})", "see that there is room") from error
 
 
-def read(folder: pathlib.Path, names: Names, digest: str) -> tuple[dict[str, Part], dict[str, np.ndarray]]:
-    """What `write` or PEFT wrote: adapters by the kernel's path, and other parameters by path.
+def read(
+    folder: pathlib.Path, names: Names, digest: str
+) -> tuple[dict[str, Part], np.ndarray | None, dict[str, np.ndarray]]:
+    """What `write` or PEFT wrote: adapters by the kernel's path, or a prompt's rows, and other parameters by path.
 
     Args:
       digest: of the weights that the adapter is to change; compared where the file says whose it is.
@@ -164,7 +200,7 @@ def read(folder: pathlib.Path, names: Names, digest: str) -> tuple[dict[str, Par
     """
     config, tensors, metadata = _files(folder)
     wrong = [f"{name}={config[name]!r}" for name, plain in _PLAIN.items() if config.get(name, plain[0]) not in plain]
-    if config.get("peft_type") not in ("LORA", "IA3"):
+    if config.get("peft_type") not in ("LORA", "IA3", "PROMPT_TUNING"):
         wrong = [f"peft_type={config.get('peft_type')!r}"]
     if wrong:
         raise UserError(str(folder), f"asks for what is not built: {shorten(wrong)}")
@@ -173,9 +209,11 @@ def read(folder: pathlib.Path, names: Names, digest: str) -> tuple[dict[str, Par
         raise UserError(str(folder), told, f"load {config.get('base_model_name_or_path')} instead")
     layers: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     rest: dict[tuple[str, ...], dict[str, np.ndarray]] = collections.defaultdict(dict)
-    parts, params, unknown = {}, {}, []
+    parts, params, unknown, rows, prefix = {}, {}, [], None, _PREFIX
+    if config["peft_type"] == "PROMPT_TUNING":
+        rows, prefix = _rows(folder, config, tensors), _PROMPT_PREFIX
     for name, tensor in tensors.items():
-        name = name.removeprefix(_PREFIX)
+        name = name.removeprefix(prefix)
         match = _LEAF.fullmatch(name)
         found = names.found(f"{match[1]}.weight" if match else name)
         if found is None:
@@ -199,7 +237,27 @@ def read(folder: pathlib.Path, names: Names, digest: str) -> tuple[dict[str, Par
             params |= dict(zip(rule.params, rule.layout.load(tuple(values[tensor] for tensor in tensors_))))
     if unknown:
         raise UserError(str(folder), f"{len(unknown)} tensors found no parameter: {shorten(unknown)}")
-    return parts, params
+    return parts, rows, params
+
+
+def _kept(whole: list[str], parameters: list[str], task_type: str) -> list[str]:
+    """The modules to save beside a prompt: those of the head, as PEFT finds them, and what of `whole` is not inside."""
+    heads = set()
+    for name in parameters:
+        parts = name.split(".")[:-1]
+        modules = (".".join(parts[: n + 1]) for n in range(len(parts)))
+        heads.add(next((module for module in modules if module.endswith(_KEPT.get(task_type, ()))), None))
+    heads.discard(None)
+    return sorted({*heads, *(module for module in whole if not f"{module}.".startswith(tuple(f"{h}." for h in heads)))})
+
+
+def _rows(folder: pathlib.Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """The prompt's, taken out of `tensors`."""
+    rows, told = tensors.pop(_PROMPT, None), [config.get("num_virtual_tokens"), config.get("token_dim")]
+    if rows is None or list(rows.shape) != told:
+        found = "nothing" if rows is None else list(rows.shape)
+        raise UserError(str(folder), f"says {told} of {_PROMPT}, and holds {found}", "write or download it again")
+    return rows
 
 
 def _files(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -294,7 +352,9 @@ def _from_torch(module: str, tensors: Mapping[str, np.ndarray], rule: Rule, conf
         return None
     alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     kind, rslora = "dora" if config.get("use_dora") else "lora", bool(config.get("use_rslora"))
-    spec = Adapter(kind, rank=a.shape[-1], alpha=float(alpha), use_rslora=rslora)
+    # PEFT drops nothing before a table.
+    rate = 0.0 if rule.params[0].endswith("/embedding") else float(config.get("lora_dropout") or 0.0)
+    spec = Adapter(kind, rank=a.shape[-1], alpha=float(alpha), use_rslora=rslora, dropout=rate)
     pieces = [{"a": a, "b": part} for part in np.split(b, count, axis=-1)]
     if kind == "dora":
         magnitudes = np.split(tensors["lora_magnitude_vector"].reshape(-1), count)
@@ -302,7 +362,7 @@ def _from_torch(module: str, tensors: Mapping[str, np.ndarray], rule: Rule, conf
     return [Part(spec, piece) for piece in pieces]
 
 
-def _config(by_module: Mapping[str, Adapter]) -> dict[str, Any]:
+def _config(by_module: Mapping[str, Adapter], dropout: float = 0.0) -> dict[str, Any]:
     """What `adapter_config.json` says of the adapters, the commonest rank and alpha for all but those named."""
     first = next(iter(by_module.values()))
     if first.kind == "ia3":
@@ -321,7 +381,7 @@ def _config(by_module: Mapping[str, Adapter]) -> dict[str, Any]:
         "rank_pattern": ranks,
         "lora_alpha": alpha,
         "alpha_pattern": alphas,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "bias": "none",
         "use_dora": first.kind == "dora",
         "use_rslora": first.use_rslora,

@@ -38,6 +38,7 @@ class Receipt:
       dropped: tensors whose parameters were initialised anew instead.
       ignored: tensors this network has no place for, by the family's own list.
       resized: parameters that were loaded in another shape than the file's: (path, the file's, the new, how).
+      teacher: sha256 of the weights of the network that teaches this one; "" without one.
     """
 
     source: str = ""
@@ -47,6 +48,7 @@ class Receipt:
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     resized: tuple[tuple[str, tuple[int, ...], tuple[int, ...], tuple[str, ...]], ...] = ()
+    teacher: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `receipt.json` holds it."""
