@@ -341,6 +341,7 @@ class Experiment:
       baseline: overrides that make the run to compare with, for instance `{"model.init": "random"}`; it is run after
         this one, in the folder `baseline` of its workdir, and both results are printed side by side.
       pretrain: an experiment to run first, in the folder `pretrain`; its result is this one's `model.pretrained`.
+      profile: `FIRST:LAST`, steps counted from 1, whose trace `jax.profiler` writes to the workdir's folder `profile`.
     """
 
     name: str = "experiment"
@@ -357,6 +358,7 @@ class Experiment:
     recipe: Recipe = field(default_factory=Recipe)
     baseline: dict[str, Any] = field(default_factory=dict)
     pretrain: "Experiment | None" = None
+    profile: str | None = None
 
 
 def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:

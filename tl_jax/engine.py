@@ -402,6 +402,8 @@ def build(
     engine = Engine(*parts, teacher=teacher, quantized=chosen).phase(0)
     if train and teacher is not None:
         teacher.check(exp, checkpoint, engine.abstract_batch(1))
+    if train and exp.plan.prompt is not None:
+        inputs.check_room(model, engine.abstract_batch(1))
     if train:
         caching.check([engine.phase(number) for number in range(len(stretches))])
     return engine

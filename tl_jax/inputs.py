@@ -6,9 +6,11 @@ transform = inputs.transform(exp, checkpoint, train)
 arrays = transform.collate([transform(train[0], None)], length=64)
 """
 
+import jax
 import numpy as np
 
 from tl_jax import config
+from tl_jax.core.chain import Backbone
 from tl_jax.core.errors import UserError
 from tl_jax.data.examples import Examples
 from tl_jax.data.images import ImageTransform
@@ -76,6 +78,15 @@ def hides_spans(exp: config.Experiment, checkpoint: Checkpoint) -> bool:
     if "none" in (exp.plan.dropout, *(phase.plan.dropout for phase in exp.phases)):
         raise UserError("data.augment", "is specaugment, and under plan.dropout=none nothing draws", "leave one out")
     return True
+
+
+def check_room(model: Backbone, batch) -> None:
+    """Raise UserError where the network has no room for the longest batch (abstract), which may come late in a run."""
+    first = next(iter(model.chains))
+    try:
+        jax.eval_shape(lambda batch: model.begin(first, batch, {}).x, batch)
+    except UserError as error:
+        raise UserError("data.max_length", error.what, "lower it") from error
 
 
 def buckets(data: config.Data) -> tuple[int, ...]:

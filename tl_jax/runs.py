@@ -32,6 +32,7 @@ from tl_jax.parallel import mesh as meshes
 from tl_jax.plan.resolve import count
 from tl_jax.pretrained import Loaded, Pretrained
 from tl_jax.report import plan as plan_report
+from tl_jax.report import profile
 from tl_jax.report.console import Console
 from tl_jax.train import loop
 from tl_jax.train.callbacks import Callback
@@ -42,7 +43,7 @@ from tl_jax.train.stopping import StopRequest
 # How many training examples the closing table is computed from, beside all of validation and test.
 _TRAIN_SAMPLE = 1000
 # What may differ when a run goes on: it changes neither the batches nor the mathematics.
-_MAY_CHANGE = ("mesh", "data.threads")
+_MAY_CHANGE = ("mesh", "data.threads", "profile")
 # What holding a workdir leaves in it.
 _MARKS = {".lock", ".shared"}
 
@@ -88,7 +89,7 @@ def run(
 
 def baseline_of(exp: config.Experiment) -> config.Experiment:
     """The run that `exp` is compared with."""
-    plain = dataclasses.replace(exp, name=f"{exp.name}, baseline", baseline={})
+    plain = dataclasses.replace(exp, name=f"{exp.name}, baseline", baseline={}, profile=None)
     return config.override(plain, exp.baseline)
 
 
@@ -165,6 +166,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     engine = build(
         started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
     )
+    profile.span_of(exp.profile, engine.steps)
     say("loading weights")
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
@@ -186,7 +188,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
             if int(state.step) < engine.stop:
                 say(_title(engine)) if len(engine.stretches) > 1 else None
                 progress.seconds += _cached(engine, state, say)
-            state, progress = _fit(engine, state, progress, loaded, checkpoints, stop)
+            state, progress = _fit(engine, state, progress, loaded, checkpoints, folder, stop)
             if engine.last or progress.stopped_early:
                 break
             engine = engine.phase(engine.number + 1)
@@ -207,7 +209,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     return summary
 
 
-def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, checkpoints: Checkpoints, stop):
+def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, checkpoints: Checkpoints, folder, stop):
     """One phase, from where `state` is to its end."""
     metric, larger = chosen_metric(engine)
     validation, train, per_epoch = engine.sets.get("validation"), engine.exp.train, engine.steps_per_epoch
@@ -225,19 +227,21 @@ def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, 
         patience=train.patience if engine.last else None,
         larger_is_better=larger,
     )
-    return loop.fit(
-        state,
-        progress,
-        step=engine.train_step,
-        batches=engine.train_batches,
-        batch_ids=lambda number: engine.train_plan.batch(number)[0],
-        evaluate=evaluate if validation is not None else None,
-        checkpoints=checkpoints,
-        saved=lambda state: checkpointed(engine, state, loaded),
-        pace=pace,
-        callbacks=engine.callbacks,
-        stop=stop,
-    )
+    span = profile.span_of(engine.exp.profile, engine.steps)
+    with profile.traced(engine.train_step, span, str(folder / "profile"), int(state.step)) as step:
+        return loop.fit(
+            state,
+            progress,
+            step=step,
+            batches=engine.train_batches,
+            batch_ids=lambda number: engine.train_plan.batch(number)[0],
+            evaluate=evaluate if validation is not None else None,
+            checkpoints=checkpoints,
+            saved=lambda state: checkpointed(engine, state, loaded),
+            pace=pace,
+            callbacks=engine.callbacks,
+            stop=stop,
+        )
 
 
 def _title(engine: Engine) -> str:
@@ -422,5 +426,6 @@ def _write(path: epath.Path, value: Any) -> None:
 
 def _digest(exp: config.Experiment) -> str:
     """Of the config without its seeds: runs that share it differ by chance alone."""
-    plain = config.to_dict(dataclasses.replace(exp, seed=0, data=dataclasses.replace(exp.data, split_seed=0)))
+    data = dataclasses.replace(exp.data, split_seed=0)
+    plain = config.to_dict(dataclasses.replace(exp, seed=0, data=data, profile=None))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

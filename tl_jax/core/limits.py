@@ -10,6 +10,7 @@ those who know it. Knows the fields of `config.Experiment` by name alone.
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from tl_jax.core import typed
@@ -79,6 +80,7 @@ def mistakes(exp: Any) -> list[str]:
         bool(exp.model.pretrained or exp.model.family or exp.pretrain),
         "model: give pretrained (a directory or hub id), or family and config for a network of your own",
     )
+    _check_profile(exp.profile, need)
     _check_phases(exp, need)
     return wrong
 
@@ -119,6 +121,12 @@ def _check_plan(plan, at: str, need) -> None:
         need(adapter.kind == "ia3" or not adapter.feedforward, f"{where} has no feedforward")
     need(all(v >= 0 for _, v in plan.lr), f"{at}.lr has a negative multiple")
     need(all(v >= 0 for _, v in plan.decay), f"{at}.decay has a negative weight decay")
+
+
+def _check_profile(text: str | None, need) -> None:
+    found = re.fullmatch(r"(\d+):(\d+)", text or "1:1")
+    right = found is not None and 1 <= int(found[1]) <= int(found[2])
+    need(right, f"profile is {text!r}, must be FIRST:LAST, steps counted from 1, such as 10:15")
 
 
 def _check_phases(exp, need) -> None:
