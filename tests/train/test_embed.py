@@ -201,6 +201,7 @@ def test_on_a_mesh_it_is_the_same_and_compiles_once(caplog):
         (Plan(train=("head/.*",), dropout="all"), "dropout"),
         (Plan(train=("head/.*",), n=2), "n need"),
         (Plan(train=("head/.*",), quantize="int8"), "quantize need"),
+        (Plan(train=("head/.*",), prompt=2), "prompt need"),
         (Plan(preset="last_n", n=2), "preset=last_n"),
         (Plan(), "trains nothing"),
         (Plan(train=("tail/.*",)), "plan.train: 'tail/.*' matches nothing"),

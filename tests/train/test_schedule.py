@@ -55,7 +55,7 @@ def test_one_cycle_follows_fastai():
 
 
 def test_a_later_start_moves_the_curve():
-    """The second phase of fastai's `fine_tune` after 7 steps: up from a fifth over 0.3 of its 20, as it would be from 0."""
+    """The second phase of fastai's `fine_tune` after 7 steps: up from a fifth, as it would be from 0."""
     opt = Optimizer(learning_rate=0.1, schedule="one_cycle", warmup=0.3, initial=0.2)
     later = schedule.build(opt, 20, start=7)
     got = np.array([later(step) for step in range(7, 27)])
