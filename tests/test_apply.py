@@ -12,6 +12,8 @@ from tl_jax.core.errors import UserError
 from tl_jax.data.sources import sounds
 from tl_jax.engine import build
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def test_the_runs_own_source_comes_first(tmp_path):
     """A table is one of sounds for a run on sounds, of texts for all others; folders are told by what they hold."""

@@ -19,6 +19,8 @@ from tl_jax.data.examples import Examples
 from tl_jax.engine import build
 from tl_jax.report import metrics
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 class Counter(tl_jax.train.callbacks.Callback):
     """How many lines of the log were written, and after which steps."""
