@@ -47,6 +47,13 @@ def unbroken(home, exp):
     return home / "unbroken"
 
 
+def moments(state) -> dict:
+    """Adam's first moments by path."""
+    leaves = jax.tree.leaves_with_path(state.opt_state)
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {path: leaf for path in state.trained for key, leaf in named.items() if f".mu['{path}']" in key}
+
+
 @pytest.fixture(scope="module")
 def by_hand(exp):
     """Phase by phase as somebody else's loop would: its engine, the state it begins with, the state it ends with; and
@@ -59,12 +66,12 @@ def by_hand(exp):
         for number in range(len(engine.stretches)):
             engine = engine.phase(number)
             state = engine.init() if state is None else engine.enter(state)
-            began = jax.tree.map(np.copy, (state.params, state.ema))
+            began = jax.tree.map(np.copy, (state.params, state.ema, moments(state)))
             for batch in engine.train_batches(engine.start, engine.stop):
                 state, _ = engine.train_step(state, batch)
             for batch in engine.eval_batches(engine.sets["validation"]):
                 engine.eval_step(state, batch)
-            phases.append((engine, began, jax.tree.map(np.copy, (state.params, state.ema))))
+            phases.append((engine, began, jax.tree.map(np.copy, (state.params, state.ema, moments(state)))))
     logging.getLogger("jax").removeHandler(handler)
     return phases, [text for text in compiled if text.startswith("Finished XLA compilation")]
 
@@ -78,7 +85,7 @@ def test_a_run_broken_off_in_every_phase_is_the_unbroken_run(home, exp, unbroken
 
 def test_each_phase_moves_what_its_plan_trains(by_hand):
     """And nothing else, to the bit; what an earlier phase moved stays where it was."""
-    for engine, (began, _), (ended, _) in by_hand[0]:
+    for engine, (began, *_), (ended, *_) in by_hand[0]:
         moved = {path for path in began if not np.array_equal(began[path], ended[path])}
         assert moved == set(engine.plan.trained)
 
@@ -91,14 +98,16 @@ def test_what_only_an_earlier_phase_trained_is_in_the_result(unbroken, exp):
     assert np.array_equal(adapted["stem/word/embedding"], base["stem/word/embedding"])
 
 
-def test_averages_go_on_where_training_goes_on(by_hand):
-    """A kernel that trains in the second and the third phase keeps its average; the head's, which paused, starts anew
-    from where the head stands."""
-    (_, _, (_, before)), (_, (params, average), _) = by_hand[0][1:]
+def test_averages_and_moments_go_on_where_training_goes_on(by_hand):
+    """A kernel that trains in the second and the third phase keeps its average and Adam's moments; the head's, which
+    paused, start anew: the average from where the head stands, the moments from zero."""
+    (_, _, (_, before, slots_before)), (_, (params, average, slots), _) = by_hand[0][1:]
     kernel = "blocks/0/attn/out/kernel"
     np.testing.assert_array_equal(average[kernel], before[kernel])
     assert not np.array_equal(average[kernel], params[kernel])
     np.testing.assert_array_equal(average["head/kernel"], params["head/kernel"])
+    np.testing.assert_array_equal(slots[kernel], slots_before[kernel])
+    assert np.any(slots[kernel]) and not np.any(slots["head/kernel"])
 
 
 def test_a_phase_compiles_its_step_and_nothing_else(by_hand):
@@ -129,3 +138,15 @@ def test_lp_ft_keeps_the_cut_in_its_first_phase(home, capsys):
     assert "phase 1 of 2, steps 1 to 12: " in told and "phase 2 of 2, steps 13 to 18: " in told
     assert told.count("computing once what crosses the cut") == 1
     assert told.index("phase 1") < told.index("computing once") < told.index("phase 2")
+
+
+def test_one_schedule_may_span_the_run(home):
+    """`frozen_start`: the rate of every step is that of a run of one phase and the same length; else each phase rises
+    and falls by itself."""
+    one = engines.build(makers.text_run(home, epochs=3))
+    for recipe, same in (("frozen_start", True), ("lp_ft", False)):
+        exp = dataclasses.replace(makers.text_run(home, epochs=2), recipe=Recipe(recipe))
+        parts = [engines.build(exp).phase(number) for number in (0, 1)]
+        rates = [float(part.schedule(step)) for part in parts for step in range(part.start, part.stop)]
+        assert len(rates) == one.steps == 18
+        assert (rates == [float(one.schedule(step)) for step in range(18)]) == same
