@@ -21,6 +21,8 @@ from tl_jax.engine import build
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.step import Step, initial_state
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def _steps(ema, count=6):
     """Trained parameters after every step, and the last state."""
