@@ -56,8 +56,13 @@ def _lines(workdir: pathlib.Path) -> list[dict]:
 
 def _last_state(workdir: pathlib.Path):
     """What the last checkpoint holds."""
-    kept = json.loads((workdir / "config.json").read_text())
-    kept["train"]["restore_best"] = False
-    (workdir / "config.json").write_text(json.dumps(kept))
-    state = runs.open_run(workdir)[1]
+    file = workdir / "config.json"
+    kept = file.read_text()
+    changed = json.loads(kept)
+    changed["train"]["restore_best"] = False
+    file.write_text(json.dumps(changed))
+    try:
+        state = runs.open_run(workdir)[1]
+    finally:
+        file.write_text(kept)
     return state.moving, state.frozen

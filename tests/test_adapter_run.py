@@ -3,13 +3,12 @@
 """A run with LoRA on a small BERT: what moves, what is saved, that it goes on bit for bit, and what is exported."""
 
 import json
-import signal
 import warnings
 
-import jax
 import makers
 import numpy as np
 import pytest
+import resuming
 from safetensors.numpy import load_file
 
 import tl_jax
@@ -18,9 +17,6 @@ from tl_jax.config import Adapter
 from tl_jax.core.errors import UserError
 from tl_jax.engine import build
 from tl_jax.plan import adapters
-from tl_jax.report import metrics
-from tl_jax.train.callbacks import Callback
-from tl_jax.train.stopping import Stopped
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -71,20 +67,9 @@ def test_a_checkpoint_holds_adapters_and_head_only(finished, exp):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(finished, exp, tmp_path):
-    """Stopped after step 6 and started again, its parameters and its log are those of the run that was left alone."""
-
-    class Stop(Callback):
-        def on_log(self, step, metrics):
-            if step == 6:
-                signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(Stopped):
-        runs.run(exp, tmp_path, callbacks=[Stop()], quiet=True)
-    runs.run(exp, tmp_path, quiet=True)
-    ours, theirs = (runs.open_run(workdir)[1].moving for workdir in (tmp_path, finished[0]))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    losses = [[line["loss"] for line in metrics.read(folder)] for folder in (tmp_path, finished[0])]
-    assert losses[0] == losses[1]
+    """Broken off after step 6 and started again, it is the run that was left alone."""
+    resuming.broken_off(exp, tmp_path / "run", steps=(6,))
+    resuming.assert_same_run(tmp_path / "run", finished[0])
 
 
 def test_a_network_with_adapters_is_not_saved_as_published(adapted, tmp_path):

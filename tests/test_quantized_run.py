@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs over a quantised frozen base: what it takes, what stays exact, that it goes on bit for bit, what is exported."""
 
-import signal
-
 import jax
 import jax.numpy as jnp
 import makers
 import numpy as np
 import pytest
+import resuming
 from safetensors.numpy import load_file
 
 import tl_jax
@@ -19,9 +18,6 @@ from tl_jax.core.errors import UserError
 from tl_jax.core.quantized import Quantized
 from tl_jax.engine import build
 from tl_jax.parallel import mesh as meshes
-from tl_jax.report import metrics
-from tl_jax.train.callbacks import Callback
-from tl_jax.train.stopping import Stopped
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -135,21 +131,9 @@ def test_loading_never_holds_the_network_in_float32(exp, monkeypatch):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(finished, exp, tmp_path):
-    """Stopped after step 6, between two checkpoints, and started again: the parameters, the base and the log of the run
-    that was left alone."""
-
-    class Stop(Callback):
-        def on_log(self, step, metrics):
-            if step == 6:
-                signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(Stopped):
-        runs.run(exp, tmp_path, callbacks=[Stop()], quiet=True)
-    runs.run(exp, tmp_path, quiet=True)
-    ours, theirs = (runs.open_run(workdir)[1] for workdir in (tmp_path, finished))
-    jax.tree.map(np.testing.assert_array_equal, (ours.moving, ours.frozen), (theirs.moving, theirs.frozen))
-    losses = [[line["loss"] for line in metrics.read(folder)] for folder in (tmp_path, finished)]
-    assert losses[0] == losses[1]
+    """Broken off after step 6 and started again, it is the run that was left alone."""
+    resuming.broken_off(exp, tmp_path / "run", steps=(6,))
+    resuming.assert_same_run(tmp_path / "run", finished)
 
 
 def test_what_is_exported_has_the_bytes_of_the_base(finished, exp, tmp_path):
