@@ -33,6 +33,7 @@ def main() -> None:
                 answer = bench.ready()
             else:
                 answer = bench.run(asked["mode"], asked["steps"])
+        # Whatever PyTorch fails with is this side's answer; the other side reports it, or refuses the comparison.
         except Exception as error:
             answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
         print(json.dumps(answer), file=answers, flush=True)
