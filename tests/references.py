@@ -36,3 +36,12 @@ def timm_module(file: str) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def peft_logits(base: str, adapter: pathlib.Path, ids):
+    """int[B, T] -> float32[B, 3]: what PEFT makes of a published BERT with an adapter and a head of three classes."""
+    peft, torch, transformers = quiet("peft", "torch", "transformers")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=3)
+        return peft.PeftModel.from_pretrained(model, adapter).eval()(torch.from_numpy(ids)).logits.numpy()
