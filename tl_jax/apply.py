@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from etils import epath
 
-from tl_jax import calibration, config, evaluation
+from tl_jax import calibration, config, evaluation, stablehlo
 from tl_jax.adapting import save_adapter
 from tl_jax.core import folder as folders
 from tl_jax.core import plugins
@@ -88,9 +88,9 @@ def convert(source: str, target: str) -> str:
     return f"{pretrained.receipt}\nwritten to {target}"
 
 
-def export(workdir: str, target: str, form: Literal["hf", "peft"] = "hf") -> str:
+def export(workdir: str, target: str, form: Literal["hf", "peft", "stablehlo"] = "hf") -> str:
     """Write a run's adapted network with a model card of the run's facts: as `transformers` reads it, adapters folded
-    into their kernels, or its adapters and head as PEFT reads them.
+    into their kernels, or its adapters and head as PEFT reads them; or the network alone as a program, see `stablehlo`.
 
     Returns:
       What to load it with, and whether adapters were folded in.
@@ -102,6 +102,8 @@ def export(workdir: str, target: str, form: Literal["hf", "peft"] = "hf") -> str
     summary = folders.read_json(epath.Path(workdir) / "summary.json")
     if summary is None:
         raise UserError(str(workdir), "holds no finished run", "let it finish first")
+    if form == "stablehlo":
+        return stablehlo.write(workdir, target)
     pretrained = load_run(workdir)
     heads = pretrained.heads()
     if not heads:
