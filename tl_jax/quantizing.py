@@ -1,12 +1,13 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which leaves of a run are kept in 8 or 4 bits, and the keeping.
+"""Which frozen leaves of a run are kept in fewer bits than float32 has, and the keeping.
 
-    chosen = quantizing.choose(exp, checkpoint, model, moved)       # None where plan.quantize asks for nothing
+    chosen = quantizing.choose(exp, checkpoint, model, moved)       # None where the config asks for nothing
     loading.load(checkpoint, model, keep=chosen.keep)               # one tensor after the other
 
-Frozen kernels and tables that come from the file: what trains in any phase, what is fresh, norms and biases stay as
-they are. `core.quantized` has the arithmetic.
+`plan.quantize` keeps kernels and tables in 8 or 4 bits, for which `core.quantized` has the arithmetic;
+`model.frozen_dtype` all else, or everything, in bfloat16. Both of what comes from the file alone: what trains in any
+phase, what is fresh and running statistics stay as they are.
 """
 
 import dataclasses
@@ -32,17 +33,27 @@ class Chosen:
     """What is kept in few bits.
 
     Attributes:
-      kind: `int8` or `nf4`.
-      paths: the leaves.
-      left: frozen kernels and tables that stay as they are: less than one block of nf4 along its axis.
+      kind: `int8` or `nf4`; None where no leaf is quantised.
+      paths: the leaves that are.
+      left: frozen kernels and tables that stay float32: less than one block of nf4 along its axis.
+      halved: leaves in bfloat16.
     """
 
-    kind: Kind
-    paths: tuple[str, ...]
-    left: tuple[str, ...]
+    kind: Kind | None
+    paths: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    halved: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> dict[str, tuple[str, ...]]:
+        """Paths by the form in which they are kept, for forms that there are."""
+        found = {self.kind: self.paths, "bfloat16": self.halved}
+        return {form: paths for form, paths in found.items() if paths}
 
     def keep(self, path: str, array: jax.Array) -> Any:
         """What is kept of a leaf that was just loaded; returns when the array itself is no longer needed."""
+        if path in self.halved:
+            return jax.block_until_ready(array.astype(jnp.bfloat16))
         if path not in self.paths:
             return array
         kept = jax.eval_shape(functools.partial(quantized.quantize, kind=self.kind, axis=_axis(path)), array)
@@ -52,9 +63,13 @@ class Chosen:
 
     def abstract(self, frozen: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """`frozen`, leaves with shardings, as they are kept."""
-        return {path: self._abstract(path, leaf) if path in self.paths else leaf for path, leaf in frozen.items()}
+        return {path: self._abstract(path, leaf) for path, leaf in frozen.items()}
 
-    def _abstract(self, path: str, leaf: jax.ShapeDtypeStruct) -> Quantized:
+    def _abstract(self, path: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        if path in self.halved:
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding)
+        if path not in self.paths:
+            return leaf
         kept = jax.eval_shape(functools.partial(quantized.quantize, kind=self.kind, axis=_axis(path)), leaf)
         return jax.tree.map(
             lambda part, place: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=place),
@@ -64,45 +79,43 @@ class Chosen:
 
     def __str__(self) -> str:
         """A line for a person."""
-        left = f"; as they are: {shorten(self.left)}" if self.left else ""
-        return f"{len(self.paths)} frozen kernels and tables in {self.kind}{left}"
+        found = [f"{len(self.paths)} kernels and tables in {self.kind}"] if self.paths else []
+        found += [f"{len(self.halved)} leaves in bfloat16"] if self.halved else []
+        found += [f"as they are: {shorten(self.left)}"] if self.left else []
+        return "; ".join(found)
 
 
 def choose(
     exp: config.Experiment, checkpoint: Checkpoint, model: chain.Backbone, moved: Collection[str]
 ) -> Chosen | None:
-    """What `plan.quantize` keeps in few bits, if it asks for anything.
+    """What the config keeps in few bits, if it asks for anything.
 
     Args:
       model: may be abstract.
       moved: paths that train or follow the batches, in any phase.
 
     Raises:
-      UserError: nothing is left to be quantised.
+      UserError: nothing is left to be kept so.
     """
-    kind = exp.plan.quantize
-    if kind is None:
+    kind, halve = exp.plan.quantize, exp.model.frozen_dtype is not None
+    if kind is None and not halve:
         return None
     fresh = loading.foresee(loading.read_from(exp.model, checkpoint), model, exp.model.fresh).fresh
-    _, params = chain.split(model)
-    stay = {*moved, *fresh}
-    frozen = [
-        path
-        for path, leaf in params.items()
-        if path not in stay
-        and path.endswith(("/kernel", _TABLE))
-        and len(leaf.shape) > 1
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    short = {path for path in frozen if kind == "nf4" and _length(path, params[path].shape) < quantized.BLOCK}
-    paths = tuple(path for path in frozen if path not in short)
-    if not paths:
-        raise UserError(
-            "plan.quantize",
-            f"is {kind}, and no frozen kernel or table of this run can be kept so",
-            "train less, as plan.preset=lora does, or leave it out",
-        )
-    return Chosen(kind, paths, tuple(path for path in frozen if path in short))
+    chains, params = chain.split(model)
+    stay = {*moved, *fresh, *(path for stages in chains.values() for stage in stages for path in stage.stats())}
+    frozen = [path for path, leaf in params.items() if path not in stay and jnp.issubdtype(leaf.dtype, jnp.floating)]
+    large = [path for path in frozen if path.endswith(("/kernel", _TABLE)) and len(params[path].shape) > 1]
+    short = {path for path in large if kind == "nf4" and _length(path, params[path].shape) < quantized.BLOCK}
+    few = tuple(path for path in large if kind is not None and path not in short)
+    advice = "train less, as plan.preset=lora does, or leave it out"
+    if kind is not None and not few:
+        what = f"is {kind}, and no frozen kernel or table of this run can be kept so"
+        raise UserError("plan.quantize", what, advice)
+    if not frozen:
+        raise UserError("model.frozen_dtype", "is bfloat16, and this run freezes nothing that was loaded", advice)
+    if not halve:
+        return Chosen(kind, few, tuple(path for path in large if path in short))
+    return Chosen(kind, few, halved=tuple(path for path in frozen if path not in few))
 
 
 def _axis(path: str) -> int:

@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import makers
 import numpy as np
 import pytest
+import toys
 import writers
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import tl_jax
-from tl_jax.core import chain
+from tl_jax import loading
+from tl_jax.config import Plan
+from tl_jax.core import chain, quantized
 from tl_jax.data.examples import Examples
 from tl_jax.data.texts import TextTransform
+from tl_jax.models import gpt2
+from tl_jax.nn.words import Words
 from tl_jax.tasks.language_model import Config, Task
 
 LM = Task(Config(), (), ())
@@ -54,6 +60,84 @@ def test_losses_are_those_of_transformers(tmp_path, name):
         counts = labels[row] >= 0
         right = expected.logits[0].numpy().argmax(axis=1)[counts] == labels[row][counts]
         np.testing.assert_allclose(metrics["accuracy"][row], right.mean(), rtol=1e-6)
+
+
+def small_gpt2(**sizes) -> gpt2.Backbone:
+    """Abstract, of one block and one head, its embedding shared with the layer of words."""
+    config = gpt2.Config(n_layer=1, n_head=1, lm_head=True, **sizes)
+    return nnx.eval_shape(lambda: gpt2.Backbone(config, rngs=nnx.Rngs(0)))
+
+
+def gradient(model, plan):
+    """((trained, frozen), (trained, frozen, batch) -> ((loss, counted), gradients)) by its labels."""
+    objective, params = toys.objective(model, plan, LM.loss)
+    trained = {path: params.pop(path) for path in objective.plan.trained}
+
+    def slopes(trained, frozen, batch):
+        batch = {**batch, "label": batch["label"].at[:, -2:].set(-1)}
+        crossing, key = objective.prefix(frozen, batch), jax.random.key(0)
+        return jax.value_and_grad(objective.loss, has_aux=True)(trained, frozen, {}, crossing, batch, key)
+
+    return (trained, params), slopes
+
+
+def test_a_run_sees_the_loss_of_all_scores():
+    """Without holding them: the same loss, metrics and gradients of a whole network."""
+    model = small_gpt2(vocab_size=40, n_embd=16)
+    rng = np.random.default_rng(0)
+    batch = {name: jnp.asarray(rng.integers(0, 40, (2, 8))) for name in ("input_ids", "label")}
+    leaves, slopes = gradient(model, Plan("full"))
+    leaves = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), leaves)
+    (loss, counted), expected = jax.jit(slopes)(*leaves, batch)
+    LM.arrange(model, 1)
+    _, slopes = gradient(model, Plan("full"))
+    (ours, found), gradients = jax.jit(slopes)(*leaves, batch)
+    # Sums over words in another order.
+    np.testing.assert_allclose(ours, loss, rtol=1e-6)
+    for name, value in counted.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], value, rtol=1e-6)
+    largest = max(np.abs(theirs).max() for theirs in expected.values())
+    for path, theirs in expected.items():
+        np.testing.assert_allclose(gradients[path], theirs, rtol=0, atol=1e-6 * largest, err_msg=path)
+
+
+@pytest.mark.parametrize("tied,scale", [("stem/word/embedding", 1.0), ("stem/word/embedding", 0.25), (None, 1.0)])
+def test_both_answers_of_the_layer_have_one_loss(tied, scale):
+    """Scores, and the factors that a run is left: of a table shared, of one scaled as T5's, of a kernel of its own."""
+    layer = Words(8, 40, tied=tied, scale=scale, kernel_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+    if tied:
+        layer.embedding[...] = jax.random.normal(jax.random.key(0), (40, 8))
+    x, batch = jax.random.normal(jax.random.key(1), (2, 3, 8)), {"label": jnp.array([[1, 2, 3], [0, 39, -1]])}
+    expected = LM.loss(layer(x, None), batch)[0]
+    layer.groups = 1
+    outputs = layer(x, None)
+    assert "logits" not in outputs
+    # Sums in another order.
+    np.testing.assert_allclose(LM.loss(outputs, batch)[0], expected, rtol=1e-6)
+
+
+def test_an_encoder_trains_with_its_decoder():
+    """Nothing of T5 lies below the cut where all of it trains, not even a stage that shares all its leaves."""
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    checkpoint = loading.from_config({"model_type": "t5", **sizes}).for_pool("lm_head")
+    batch = {name: jax.ShapeDtypeStruct((2, 8), np.int32) for name in ("input_ids", "decoder_input_ids", "label")}
+    leaves, slopes = gradient(loading.abstract(checkpoint), Plan("full"))
+    assert jax.eval_shape(slopes, *leaves, batch)[1].keys() == leaves[0].keys()
+
+
+@pytest.mark.parametrize("plan", [Plan("full"), Plan(train=("norm/.*",)), "int8"], ids=["full", "norm", "int8"])
+def test_no_step_holds_the_scores_of_all_positions(plan):
+    """Temporaries of the compiled gradient are less than them: with a table that trains, is frozen, or quantised."""
+    rows, time, words, width = 64, 128, 8192, 16
+    model = small_gpt2(vocab_size=words, n_embd=width)
+    LM.arrange(model, 1)
+    batch = {name: jax.ShapeDtypeStruct((rows, time), np.int32) for name in ("input_ids", "label")}
+    (trained, frozen), slopes = gradient(model, Plan(train=("norm/.*",)) if plan == "int8" else plan)
+    if plan == "int8":
+        table = frozen["stem/word/embedding"]
+        frozen["stem/word/embedding"] = jax.eval_shape(lambda x: quantized.quantize(x, "int8", 1), table)
+    compiled = jax.jit(slopes).lower(trained, frozen, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < rows * time * words * 4
 
 
 def test_positions_that_do_not_count_have_no_gradient():

@@ -36,6 +36,10 @@ class Task:
         """Told the labels of all training examples, once, before training. What predicts must not depend on them: a run
         that is opened without its data predicts the same."""
 
+    def arrange(self, model, groups: int) -> None:
+        """Told the network of a run, abstract, once: what its own stages leave for `loss` may depend on the task. Never
+        told a network that is written or handed to a user. The rows of a batch lie in so many groups of devices."""
+
     def training_loss(self, outputs, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What training minimises, in the form of `loss`, which is what evaluation reports."""
         return self.loss(outputs, batch)

@@ -282,6 +282,7 @@ class Backbone(chain.Backbone):
         chains["encoder"] = ("stem", *chains["encoder"], "encoder_norm")
         chains["decoder"] = ("decoder_stem", *chains["decoder"], "norm")
         self.chains = nnx.static(chains)
+        self.reads = nnx.static({"decoder": ("encoder",)})
         if config.pooler:
             init = nnx.initializers.normal(config.initializer_factor * config.d_model**-0.5)
             self.add_stage("pooler", Pooler(config.d_model, config.d_model, kernel_init=init, rngs=rngs))

@@ -8,7 +8,8 @@ lm.measure(lm.gathered(outputs, windows), None, weights)       # perplexity and 
 
 A label is the word that follows its position, so labels are the text one token early: for a decoder alone its input
 without the first token, for an encoder and a decoder what `decoder_input_ids` are one token late. The layer that
-predicts, `lm_head`, is the family's own, because it may share the family's word embedding.
+predicts, `lm_head`, is the family's own, because it may share the family's word embedding. A run never holds its scores
+at all positions at once; see `core.projected`.
 """
 
 # B batch, T time, V words, N examples, R resamples
@@ -21,10 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from tl_jax.core import task
+from tl_jax.core import projected, task
 from tl_jax.core.errors import UserError, shorten
 
 # Texts that are tokenised at once: enough for all cores, few enough to hold.
@@ -55,6 +55,10 @@ class Task(task.Task):
     def stages(self, width: int, *, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The stages to append to a backbone: none, the family builds its `lm_head` where `pool` asks for it."""
         return {}
+
+    def arrange(self, model, groups: int) -> None:
+        """The family's `lm_head` leaves the factors of its scores, which `loss` multiplies a part at a time."""
+        model.lm_head.groups = groups
 
     def published(self) -> dict[str, object]:
         """What a `config.json` says of this head: nothing."""
@@ -92,18 +96,22 @@ class Task(task.Task):
         """Mean cross-entropy of each example over the positions that count, computed in float32.
 
         Args:
-          outputs: `logits` float[B, T, V].
+          outputs: `logits` float[B, T, V], or the `factors` of which they are the product, see `core.projected`.
           batch: `label` int32[B, L] in [0, V), negative where a position does not count; past T none does.
 
         Returns:
           float32[B], 0 where none counts; {"accuracy": float32[B], the share of right words, "words": float32[B], how
           many count}.
         """
-        logits_BTV = outputs["logits"].astype(jnp.float32)
-        labels_BT = _of_length(batch["label"], logits_BTV.shape[1])
-        counts_BT = labels_BT >= 0
-        losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(labels_BT, 0))
-        right_BT = logits_BTV.argmax(axis=-1) == labels_BT
+        factors = outputs.get("factors")
+        length = (outputs["logits"] if factors is None else factors.hidden).shape[1]
+        labels_BT = _of_length(batch["label"], length)
+        counts_BT, asked_BT = labels_BT >= 0, jnp.maximum(labels_BT, 0)
+        if factors is None:
+            losses_BT, best_BT, _ = projected.score(outputs["logits"].astype(jnp.float32), asked_BT)
+        else:
+            losses_BT, best_BT = projected.cross_entropy(factors, asked_BT)
+        right_BT = best_BT == labels_BT
         words_B = counts_BT.sum(axis=1).astype(jnp.float32)
 
         def mean(values_BT):
