@@ -12,6 +12,7 @@ import numpy as np
 from tl_jax import config
 from tl_jax.core.chain import Backbone
 from tl_jax.core.errors import UserError
+from tl_jax.data import lengths
 from tl_jax.data.examples import Examples
 from tl_jax.data.images import ImageTransform
 from tl_jax.data.preprocessor import image_spec
@@ -89,8 +90,12 @@ def check_room(model: Backbone, batch) -> None:
         raise UserError("data.max_length", error.what, "lower it") from error
 
 
-def buckets(data: config.Data) -> tuple[int, ...]:
-    return tuple(sorted({*data.buckets, data.max_length}))
+def buckets(data: config.Data, transform, lengths_N: np.ndarray | None) -> tuple[int, ...]:
+    """Padded lengths, ascending, as `data.buckets` has them or by what examples measure."""
+    shortest = getattr(transform, "shortest", 1)
+    if data.buckets is None and lengths_N is not None and shortest is not None:
+        return lengths.choose(lengths_N, data.max_length, shortest)
+    return tuple(sorted({*(data.buckets or ()), data.max_length}))
 
 
 def sampled_classes(data: config.Data, train: Examples) -> np.ndarray | None:

@@ -48,9 +48,14 @@ class BatchPlan:
         assert classes is None or (shuffle and len(classes) == num_examples)
         self._num_examples, self.batch_size, self._classes = num_examples, batch_size, classes
         self._seed, self._shuffle = seed, shuffle
-        self._lengths, self._buckets = lengths, np.asarray(buckets, np.int64)
+        self.lengths, self._buckets = None if lengths is None else np.asarray(lengths), np.asarray(buckets, np.int64)
         # Reading threads may straddle the end of an epoch, hence two; the cache locks by itself.
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The padded lengths to choose from."""
+        return tuple(self._buckets.tolist())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,9 +73,9 @@ class BatchPlan:
         members = self._epoch(epoch if self._shuffle else 0)[position]
         indices = np.resize(members, self.batch_size)
         weights = (np.arange(self.batch_size) < len(members)).astype(np.float32)
-        if self._lengths is None:
+        if self.lengths is None:
             return indices, weights, None
-        longest = max(self._lengths[members])
+        longest = max(self.lengths[members])
         return indices, weights, int(self._buckets[np.searchsorted(self._buckets, longest)])
 
     def _make_epoch(self, epoch: int) -> list[np.ndarray]:
@@ -100,7 +105,7 @@ class BatchPlan:
         return np.concatenate(parts)
 
     def _by_bucket(self, order: np.ndarray) -> list[np.ndarray]:
-        if self._lengths is None:
+        if self.lengths is None:
             return [order]
-        bucket = np.searchsorted(self._buckets, self._lengths[order])
+        bucket = np.searchsorted(self._buckets, self.lengths[order])
         return [order[bucket == i] for i in range(len(self._buckets))]

@@ -9,6 +9,7 @@ Labels, groups and keys are known without decoding anything; a record is read, a
 for. Knows records, not files and not arrays for a model.
 """
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class Examples:
       labels: int64[N] in [0, C), float32[N, C] of zeros and ones when several classes may hold, int64[N, L] when each
         is a row of numbers, such as a text of classes filled up with 0 or a span; None when unknown.
       groups: what never crosses a split, such as the patient of each record.
+      file: position -> the file that, with the source's options, decides the record; None where there is none.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class Examples:
         labels: np.ndarray | None = None,
         groups: Sequence[str] | None = None,
         rows: np.ndarray | None = None,
+        file: Callable[[int], pathlib.Path] | None = None,
     ):
         self.keys, self.kind, self.classes = list(keys), kind, tuple(classes)
         self.labels = labels
         self.groups = None if groups is None else list(groups)
-        self._fetch = fetch
+        self._fetch, self._file = fetch, file
         self._rows = np.arange(len(self.keys)) if rows is None else rows
         assert len(self._rows) == len(self.keys)
         assert labels is None or (len(labels) == len(self.keys) and labels.ndim in (1, 2))
@@ -55,6 +58,10 @@ class Examples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The raw record at `index`; UserError names the record when it cannot be read."""
         return self._fetch(int(self._rows[index]))
+
+    def content(self, index: int) -> dict[str, Any] | bytes:
+        """What the record at `index` is told from others by: the bytes of its file, undecoded, or the record itself."""
+        return self[index] if self._file is None else self._file(int(self._rows[index])).read_bytes()
 
     @property
     def multi_label(self) -> bool:
@@ -77,6 +84,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[indices],
             groups=None if self.groups is None else [self.groups[i] for i in indices],
             rows=self._rows[indices],
+            file=self._file,
         )
 
     @property
@@ -107,7 +115,14 @@ class Examples:
     def relabelled(self, labels: np.ndarray, classes: Sequence[str]) -> "Examples":
         """The same records with other labels, by the names in `classes`."""
         return Examples(
-            self._fetch, self.keys, kind=self.kind, classes=classes, labels=labels, groups=self.groups, rows=self._rows
+            self._fetch,
+            self.keys,
+            kind=self.kind,
+            classes=classes,
+            labels=labels,
+            groups=self.groups,
+            rows=self._rows,
+            file=self._file,
         )
 
 

@@ -39,6 +39,8 @@ class ImageTransform:
 
     def __init__(self, spec: ImageSpec, augment: tuple[str, ...] = (), magnitude: int = 9):
         self._spec, self._augment = spec, augmentations(augment, magnitude)
+        # What the arrays depend on beside the record; see `fingerprint`.
+        self.identity = repr((spec, augment, magnitude))
         # Written out along a row: over three channels alone NumPy's inner loop took nine times as long at 224 pixels.
         self._mean_WC, self._std_WC = (np.tile(np.float32(v), spec.width) for v in (spec.mean, spec.std))
 

@@ -117,6 +117,11 @@ class SoundTransform:
 
     def __init__(self, spec: SoundSpec, max_length: int, hide: bool = False):
         self._spec, self._max_length, self._hide = spec, max_length, hide
+        # Without a mask a sound's values depend on its padding, so that all are padded alike; and a tenth of a second
+        # is what the first layers of networks of waves have a use for.
+        self.shortest = 1600 if spec.masked else None
+        # What the arrays depend on beside the record; see `fingerprint`.
+        self.identity = repr((spec, max_length, hide))
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """`{"sound": float32[n], "rate": int}` -> `{"input_values": float32[t]}` for a waveform, or a spectrogram

@@ -49,6 +49,11 @@ class TextTransform:
         self._inputs = tuple(name for name in inputs if name in _MADE)
         self._known: dict[str, dict[str, np.ndarray]] = {}
 
+    @property
+    def identity(self) -> str:
+        """What the arrays depend on beside the record, the tokenizer among it; see `fingerprint`."""
+        return repr((self._tokenizer.to_str(), self._inputs, self._pad))
+
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """`{"text": str}` -> `{"input_ids": int32[t]}`, with `token_type_ids` int32[t] where the network takes them;
         1 <= t <= max_length. Nothing is random. A record of arrays, as `windows` makes them, stays as it is.

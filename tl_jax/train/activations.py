@@ -1,6 +1,6 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cut, cached: what crosses it, computed once for every example and kept in the host's memory.
+"""The cut, cached: what crosses it, computed once for every example and kept in memory or in mapped files.
 
     store = Activations(lengths, shapes)
     store.fill(batches, crossing)                      # in index order, each example at its own padded length
@@ -24,10 +24,11 @@ class Activations:
     Args:
       lengths: the padded length of each example, or None for all where one shape fits all.
       shapes: padded length -> what crosses for one batch, a tree of `jax.ShapeDtypeStruct` [B, …].
+      views: how many versions of each of N / views examples these are, see `data.views`; 0 for examples as they are.
     """
 
-    def __init__(self, lengths: Sequence[int | None], shapes: Shapes):
-        self._shapes = shapes
+    def __init__(self, lengths: Sequence[int | None], shapes: Shapes, views: int = 0):
+        self.lengths, self._shapes, self.views = tuple(lengths), shapes, views
         counts: dict[int | None, int] = {}
         # (piece, row within it) of every example.
         self._rows = np.zeros(len(lengths), np.int64)
@@ -40,26 +41,42 @@ class Activations:
         self._leaves: list[list[np.ndarray]] = []
 
     @property
-    def nbytes(self) -> int:
-        """Memory that the whole store takes."""
-        return sum(
-            count * int(np.prod(leaf.shape[1:])) * leaf.dtype.itemsize
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        """What the whole store consists of: one array of [examples, …] for every leaf at every length."""
+        return [
+            jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
             for length, count in self._counts.items()
             for leaf in jax.tree.leaves(self._shapes(length))
-        )
+        ]
 
-    def fill(self, batches: Iterable[dict[str, Any]], crossing: Callable[[dict[str, Any]], Any]) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Memory that the whole store takes."""
+        return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in self.arrays)
+
+    def hold(self, arrays: Sequence[np.ndarray]) -> None:
+        """Read from these arrays, of the shapes of `arrays`, from now on."""
+        left = iter(arrays)
+        # Views without the class of mapped files, whose own indexing is slower.
+        self._leaves = [
+            [next(left).view(np.ndarray) for _ in jax.tree.leaves(self._shapes(length))] for length in self._counts
+        ]
+
+    def fill(
+        self,
+        batches: Iterable[dict[str, Any]],
+        crossing: Callable[[dict[str, Any]], Any],
+        arrays: Sequence[np.ndarray] | None = None,
+    ) -> None:
         """Compute everything.
 
         Args:
           batches: every example once; the examples of a batch have one padded length.
           crossing: batch -> positions int32[B], weights float32[B] (0 for fillers) and what crosses, arrays [B, …]; the
             host can read all of it.
+          arrays: to be written to, of the shapes of `arrays`; None for new ones in memory.
         """
-        self._leaves = [
-            [np.empty((count, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(self._shapes(length))]
-            for length, count in self._counts.items()
-        ]
+        self.hold([np.empty(array.shape, array.dtype) for array in self.arrays] if arrays is None else arrays)
         before = None
         for batch in batches:
             # The next batch computes while the one before it is copied.

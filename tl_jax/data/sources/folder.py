@@ -103,6 +103,7 @@ def _examples(root, members: dict[str, list[str]], classes: list[str], groups: d
         classes=classes,
         labels=labels.astype(np.int64),
         groups=[groups[name] for name in names] if options.group_pattern else None,
+        file=lambda index: root / names[index],
     )
 
 

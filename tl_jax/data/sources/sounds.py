@@ -134,5 +134,11 @@ def _sounds(folder: pathlib.Path, listed: Examples) -> Examples:
         return {"sound": sound_T, "rate": rate}
 
     return Examples(
-        fetch, listed.keys, kind="sound", classes=listed.classes, labels=listed.labels, groups=listed.groups
+        fetch,
+        listed.keys,
+        kind="sound",
+        classes=listed.classes,
+        labels=listed.labels,
+        groups=listed.groups,
+        file=lambda index: folder / names[index],
     )

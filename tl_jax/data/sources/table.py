@@ -186,7 +186,8 @@ def _encode(labels: list[list[str]], index_of: dict[str, int], num_classes: int,
 def _examples(table: rows.Table, contents: list[str], options: Config, groups=None, **labelled) -> Examples:
     keys = [f"{table.name}:{line}" for line in table.lines]
     kind = "image" if options.image else "text"
-    return Examples(_fetch(table, contents, options), keys, kind=kind, groups=groups, **labelled)
+    file = (lambda index: table.path.parent / contents[index]) if options.image else None
+    return Examples(_fetch(table, contents, options), keys, kind=kind, groups=groups, file=file, **labelled)
 
 
 def _fetch(table: rows.Table, contents: Sequence[str], options: Config):
