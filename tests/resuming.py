@@ -21,17 +21,20 @@ class PowerCut(Exception):
     """What ends a run in the middle."""
 
 
+class Cutting(Callback):
+    """Ends the run when this step is logged."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_log(self, step, metrics):
+        """Raise PowerCut."""
+        if step == self.at:
+            raise PowerCut
+
+
 def broken_off(exp: Experiment, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     """Run it, broken off after each of these steps, without a save there, and gone on with; then to its end."""
-
-    class Cutting(Callback):
-        def __init__(self, at):
-            self.at = at
-
-        def on_log(self, step, metrics):
-            if step == self.at:
-                raise PowerCut
-
     for step in steps:
         try:
             runs.run(exp, workdir, callbacks=[Cutting(step)], quiet=True)

@@ -20,6 +20,7 @@ _HOMES = {
     "build": "tl_jax.engine",
     "run": "tl_jax.runs",
     "load_run": "tl_jax.runs",
+    "sweep": "tl_jax.sweeping",
     "make_step": "tl_jax.train.embed",
     "zero_shot": "tl_jax.prompts",
     "UserError": "tl_jax.core.errors",

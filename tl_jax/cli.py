@@ -8,6 +8,7 @@ Exit codes: 0 done; 2 the user's input is wrong; 75 stopped by SIGTERM and 130 b
 command goes on; 1 anything else.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,7 +40,9 @@ python launch.py [VERB] [--config=CONFIG] [--workdir=DIR] [--config.FIELD=VALUE 
            --from-torch=FILE --to=DIR                      a PyTorch file as safetensors
   export   --workdir=R --to=DIR [--format=hf]              a run's network as transformers reads it, with a model card
            --workdir=R --to=DIR --format=peft              its adapters alone, as PEFT reads them
+           --workdir=R --to=DIR --format=stablehlo         a program and its weights, which JAX runs without tl_jax
   plan     --config=CONFIG                                 what would train, at which rate, its cost and memory
+           --config=CONFIG --topology=v5e:4x4              the same on a pod that is not there; h100:2x8 for GPUs
   bench    --config=CONFIG [--synthetic] [--steps=20]      time, FLOPs and memory of a step, input, checkpoint
            --config=CONFIG --against=torch [--repeats=3]   and of the same step in PyTorch, in turn
 
@@ -58,8 +61,9 @@ class _Flags:
         define("from", None, "Folder or hub id to convert.")
         define("from_torch", None, "PyTorch file to convert.")
         define("to", None, "New folder to write to.")
-        define("format", "hf", "Layout to export to: hf, files for transformers; peft, the adapters alone.")
+        define("format", "hf", "What to export: hf, for transformers; peft, adapters alone; stablehlo, a program.")
         define("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
+        define("topology", None, "Pod to plan for, as v5e:4x4 or h100:2x8; nothing of it need be here.")
         define("compile_cache", None, "Folder to keep compiled programs in; by default one of yours; 'off' for none.")
         flags.DEFINE_bool("synthetic", False, "Measure with random arrays in place of the config's data.")
         flags.DEFINE_integer("classes", 2, "Classes of synthetic data.")
@@ -281,8 +285,8 @@ def _export(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import apply
 
     _no_more(words, "export")
-    if FLAGS.format not in ("hf", "peft"):
-        raise UserError("--format", f"is {FLAGS.format!r}, must be hf or peft")
+    if FLAGS.format not in ("hf", "peft", "stablehlo"):
+        raise UserError("--format", f"is {FLAGS.format!r}, must be hf, peft or stablehlo")
     if not FLAGS.to:
         raise UserError("--to", "is missing", "name a new folder")
     text = apply.export(_workdir(FLAGS), FLAGS.to, FLAGS.format)
@@ -295,13 +299,29 @@ def _plan(FLAGS, words, exp) -> dict[str, Any]:
     from tl_jax import costs
 
     _no_more(words, "plan")
-    report = costs.report(exp)
+    report = costs.report(exp, _pod(FLAGS.topology))
     if not FLAGS.json:
         print(report.text)
     return {
         **dataclasses.asdict(report.figures),
         "earlier_phases": [dataclasses.asdict(figures) for figures in report.earlier_phases],
     }
+
+
+def _pod(name: str | None):
+    """The pod that is planned for; this process then simulates its devices."""
+    import jax
+
+    from tl_jax.parallel import topologies
+
+    if name is None:
+        return None
+    pod = topologies.parse(name)
+    # Nothing runs, so devices that are here stay free for others. Only before JAX starts can they be chosen.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", pod.count)
+    return pod
 
 
 def _bench(FLAGS, words, exp) -> dict[str, Any]:

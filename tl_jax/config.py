@@ -39,6 +39,9 @@ class Model:
       fresh: patterns of parameter paths to initialise anew; every other parameter must be in the checkpoint.
       init: `pretrained` fills from the checkpoint, `random` keeps its architecture only.
       dtype: in what the network computes; trained parameters stay float32.
+      frozen_dtype: in what all that was loaded and never trains is kept, but running statistics; float32 where None.
+        `bfloat16` goes with the same `dtype`, which casts to it before every use, and gives the same bits in half the
+        memory. (DoRA's magnitudes begin as lengths of what is kept.)
       drop_path: how often training drops a residual branch of the last block, for a whole example (stochastic depth,
         Huang et al. 2016); from 0 at the first block in even steps. What the checkpoint's config says where None.
     """
@@ -50,6 +53,7 @@ class Model:
     fresh: tuple[str, ...] = ()
     init: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["bfloat16"] | None = None
     drop_path: float | None = None
 
 
@@ -86,7 +90,8 @@ class Data:
         raw waves hides by its own config, even where the stage that hides them is frozen. See `data.augment`.
       magnitude: strength of `rand`, 0 to 30.
       max_length: tokens of a text, or samples of a sound, at most; longer ones are cut there.
-      buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one.
+      buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one, and the only one where
+        this is empty. None finds up to six by the lengths of the training examples, see `data.lengths`.
       sampler: `shuffle` shows every training example once an epoch; `balanced` shows every class equally often in an
         epoch of the same length, rare examples several times and only a part of the frequent ones, another each time.
       threads: reading threads; 0 reads in the training thread.
@@ -106,7 +111,7 @@ class Data:
     augment: tuple[Literal["flip", "crop", "rand", "trivial", "specaugment"], ...] = ()
     magnitude: int = 9
     max_length: int = 128
-    buckets: tuple[int, ...] = ()
+    buckets: tuple[int, ...] | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     threads: int = 2
 
@@ -221,8 +226,19 @@ class Train:
       metric: the validation metric that chooses the best checkpoint; None for the task's own.
       patience: evaluations without a better metric after which the run stops, counted in its last phase; None for
         never.
-      cache: compute what crosses the cut once and keep it in memory, instead of in every epoch: `auto` where that saves
-        work and fits, `on` or a refusal that says why not, `off` never.
+      cache: compute what crosses the cut once and keep it, instead of in every epoch: `auto` where that saves work, in
+        memory, or in files where it is too much for that or `cache_dir` is given; `on` in memory or a refusal that says
+        why not, `disk` the same in files, `off` never.
+      cache_dir: folder of those files, which runs may share that have all below the cut in common: data, weights, sizes
+        of batches; a folder of the run's own, until it is finished, where None.
+      cache_views: with `data.augment`: so many changed versions of every training example are kept, and epochs show one
+        after the other, instead of new ones in every epoch, which cannot be kept. None for new ones.
+      remat: what a backward pass computes again rather than keep it, block by block above the cut: `none`; `dots`, all
+        but the results of matrix products; `block`, all of it.
+      resident: keep the training set on the devices and make the updates between two lines of the log in one dispatch:
+        `auto` where that helps and fits, `on` or a refusal that says why not, `off` never. See `tl_jax.resident`.
+      scan: hold equal blocks as one and compile one of them, see `core.stacks`: `on`, `off`, or `auto`, which does so
+        for 24 of them or more, and never on a CPU, where the loop runs slower than what it replaces.
       restore_best: test the best checkpoint by validation instead of the last.
       mixup, cutmix: mix the training images of a batch in pairs, by blending or by a box, and their labels with them; a
         number is the alpha of the shares' Beta distribution, 0 for never. Both: one or the other in every batch.
@@ -245,7 +261,12 @@ class Train:
     save_every: int | None = None
     metric: str | None = None
     patience: int | None = None
-    cache: Literal["auto", "on", "off"] = "auto"
+    cache: Literal["auto", "on", "disk", "off"] = "auto"
+    cache_dir: str | None = None
+    cache_views: int | None = None
+    remat: Literal["none", "dots", "block"] = "none"
+    scan: Literal["auto", "on", "off"] = "auto"
+    resident: Literal["auto", "on", "off"] = "auto"
     restore_best: bool = True
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -8,23 +8,24 @@ Nothing is read but headers, data and the small files; the step is compiled for 
 """
 
 import dataclasses
-import os
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import caching, config, loading
+from tl_jax import caching, config, fitting, loading
 from tl_jax.core import chain
+from tl_jax.core.errors import UserError
+from tl_jax.data.lengths import padding
 from tl_jax.engine import Engine, build
-from tl_jax.parallel import sharding
+from tl_jax.parallel import collectives, sharding
+from tl_jax.parallel import mesh as meshes
+from tl_jax.parallel.topologies import Pod
 from tl_jax.plan.resolve import count
 from tl_jax.report import plan as plan_report
-from tl_jax.train.step import Step
 
-# Of a step, whatever its portions.
-_PARTS = ("schedule", "mix", "anchor", "ema", "teacher", "compiler_options")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -33,12 +34,16 @@ class Figures:
     """The numbers of a report; memory in bytes on one device.
 
     Attributes:
-      flops_per_step: of the compiled step, accumulation unrolled, over all devices.
+      flops_per_step: of the compiled step without loops, over all devices.
       steps: updates, of the phase where there are several.
-      memory: by part: frozen, what of it is quantised by its kind, trained, statistics, optimizer, ema, anchor and
-        teacher (where kept), batch, temporaries (gradients and activations).
+      memory: by part: frozen, what of it is kept in fewer bits by their kind, trained, statistics, optimizer, ema,
+        anchor and teacher (where kept), batch, temporaries (gradients and activations), and program: what it returns
+        beside the state, and its code. The sum is the peak.
       memory_limit: what one device has.
-      batch_size_that_fits: the largest, of multiples of the mesh, by a straight line through two compiled sizes.
+      batch_size_that_fits: the largest, of multiples of the mesh, as compiled.
+      batch_size_too_large: the next that was compiled, see `fitting`.
+      memory_that_fits: the peak of the largest that fits.
+      collectives: by kind, of the compiled step.
     """
 
     total_parameters: int
@@ -50,6 +55,9 @@ class Figures:
     memory: dict[str, int]
     memory_limit: int
     batch_size_that_fits: int
+    batch_size_too_large: int
+    memory_that_fits: int
+    collectives: dict[str, collectives.Traffic]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +69,31 @@ class Report:
     earlier_phases: tuple[Figures, ...] = ()
 
 
-def report(exp: config.Experiment) -> Report:
+def report(exp: config.Experiment, pod: Pod | None = None) -> Report:
     """Compile the step of a config and describe it.
 
+    Args:
+      pod: the devices to compile for, over those that are here.
+
     Raises:
-      UserError: all that building the run would refuse.
+      UserError: all that building the run would refuse, or a step that a TPU has too little memory for.
     """
-    first = build(exp)
+    mesh, limit, where = None, None, ""
+    if pod is not None:
+        devices, simulated = pod.devices()
+        mesh, limit, where = meshes.build(exp.mesh, devices), pod.kind.memory, f"{_compiled_for(pod, simulated)}\n\n"
+    first = build(exp, mesh)
     engines = [first.phase(number) for number in range(len(first.stretches))]
-    described = [_describe(engine) for engine in engines]
+    try:
+        described = [_describe(engine, limit) for engine in engines]
+    except jax.errors.JaxRuntimeError as error:
+        # Compilers for TPUs place every array, and refuse what they find no place for.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = f"is too large for a device ({' '.join(str(error).split())[:300]})"
+        raise UserError("train.batch_size", what, "lower it, or raise mesh.fsdp or train.accumulate") from error
     checkpoint = loading.read_from(exp.model, first.checkpoint)
-    weights = f"weights: {loading.foresee(checkpoint, first.model, exp.model.fresh)}"
+    weights = f"{where}weights: {loading.foresee(checkpoint, first.model, exp.model.fresh)}"
     if len(engines) == 1:
         ((text, figures),) = described
         return Report(f"{weights}\n\n{text}", figures)
@@ -81,63 +103,77 @@ def report(exp: config.Experiment) -> Report:
     return Report("\n\n".join((weights, *texts)), last, tuple(earlier))
 
 
-def _describe(engine: Engine) -> tuple[str, Figures]:
-    """One phase."""
-    exp = engine.exp
+def _describe(engine: Engine, limit: int | None) -> tuple[str, Figures]:
+    """One phase, on devices of so much memory."""
+    exp, size = engine.exp, engine.exp.train.batch_size
     _, params = chain.split(engine.model)
-    compiled = compile_step(engine, exp.train.batch_size)
-    memory = memory_by_part(engine, exp.train.batch_size, compiled)
+    compiled = compile_step(engine, size)
+    memory = memory_by_part(engine, size, compiled)
+
+    def peak(other: int) -> float:
+        if other == size:
+            return sum(memory.values())
+        try:
+            return sum(memory_by_part(engine, other, compile_step(engine, other)).values())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return math.inf
+
     unit = exp.train.accumulate * engine.mesh.shape["data"] * engine.mesh.shape["fsdp"]
-    other = exp.train.batch_size // 2 // unit * unit or exp.train.batch_size + unit
-    temp = memory["temporaries"]
-    other_temp = compile_step(engine, other).memory_analysis().temp_size_in_bytes
-    slope = max((temp - other_temp) / (exp.train.batch_size - other), 1.0) + memory["batch"] / exp.train.batch_size
-    limit = _limit(engine.mesh)
-    left = limit - sum(memory.values())
-    fits = max(0, int(exp.train.batch_size + left / slope)) // unit * unit
-    plain = compiled if exp.train.accumulate == 1 else compile_step(engine, exp.train.batch_size, accumulate=1)
+    limit = meshes.memory(engine.mesh) if limit is None else limit
+    fit = fitting.largest(peak, unit, size, limit)
+    plain = without_loops(engine)
+    unrolled = compiled if plain is None else compile_step(plain, size)
     figures = Figures(
         total_parameters=count(params, params),
         trained_parameters=count(params, engine.plan.trained),
         steps=engine.stop - engine.start,
         steps_per_epoch=engine.steps_per_epoch,
-        batch_size=exp.train.batch_size,
-        flops_per_step=float(plain.cost_analysis()["flops"]) * engine.mesh.size,
+        batch_size=size,
+        flops_per_step=float(unrolled.cost_analysis()["flops"]) * engine.mesh.size,
         memory=memory,
         memory_limit=limit,
-        batch_size_that_fits=fits,
+        batch_size_that_fits=fit.size,
+        batch_size_too_large=fit.next,
+        memory_that_fits=int(fit.peaks.get(fit.size, 0)),
+        collectives=collectives.counted(compiled.as_text()),
     )
     return _text(engine, params, figures), figures
 
 
-def compile_step(engine: Engine, batch_size: int, accumulate: int | None = None):
+def compile_step(engine: Engine, batch_size: int):
     """The compiled step for a batch of this size, from abstract arguments."""
-    step = engine.step
-    if accumulate is not None:
-        parts = {name: getattr(step, name) for name in _PARTS}
-        step = Step(engine.step.objective, engine.tx, accumulate=accumulate, **parts)
-    return step.core.lower(*_arguments(engine, batch_size)).compile()
+    return engine.step.core.lower(*_arguments(engine, batch_size)).compile()
+
+
+def without_loops(engine: Engine) -> Engine | None:
+    """The same updates by another program: no portions, no stacks of blocks, a loss of all scores at once. None where
+    the engine has no loop. What a compiler says of a program counts the body of a loop once."""
+    train = dataclasses.replace(engine.exp.train, accumulate=1, scan="off")
+    chains, _ = chain.split(loading.abstract(engine.checkpoint, engine.add_head))
+    if chains == engine.chains and train.accumulate == engine.exp.train.accumulate:
+        return None
+    exp = dataclasses.replace(engine.exp, train=train)
+    return dataclasses.replace(engine, exp=exp, chains=chains).phase(engine.number)
 
 
 def _arguments(engine: Engine, batch_size: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What the step takes (moving, constant, batch), abstract, each leaf with its sharding."""
-    _, params = chain.split(engine.model)
-    places = sharding.param_shardings(params, engine.mesh, engine.checkpoint.family.SHARDING)
-    by_path = {path: _on(jax.ShapeDtypeStruct(p.shape, p.dtype), places[path]) for path, p in params.items()}
-    trained = {path: by_path[path] for path in engine.plan.trained}
+    by_path, stacks = engine.abstract_params, engine.stacks
+    trained = {path: by_path[path] for path in stacks.paths(engine.plan.trained)}
+    stats = {path: by_path[path] for path in stacks.paths(engine.plan.moving)}
     whole = sharding.replicated(engine.mesh)
     moving = {
         "step": _on(jax.ShapeDtypeStruct((), jnp.int32), whole),
         "trained": trained,
-        "stats": {path: by_path[path] for path in engine.plan.moving},
+        "stats": stats,
         "opt_state": jax.tree.map(_on, jax.eval_shape(engine.tx.init, trained), engine.shardings()["opt_state"]),
     }
     if engine.step.ema:
         moving["ema"] = trained
-    moves = {*engine.plan.trained, *engine.plan.moving}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    frozen = {p: leaf for p, leaf in by_path.items() if p not in moves}
-    frozen = frozen if engine.quantized is None else engine.quantized.abstract(frozen)
+    frozen = {path: leaf for path, leaf in by_path.items() if path not in trained and path not in stats}
     constant = {"frozen": frozen, "key": _on(key, whole)}
     anchor = engine.step.anchor
     constant["anchor"] = {} if anchor is None else {path: by_path[path] for path in anchor.loaded}
@@ -152,59 +188,81 @@ def _on(leaf, place) -> jax.ShapeDtypeStruct:
 def memory_by_part(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
     """Bytes on one device by part, what the program itself leaves unread among them."""
     moving, constant, batch = _arguments(engine, batch_size)
+    found = compiled.memory_analysis()
 
     def size(tree) -> int:
         leaves = jax.tree.leaves(tree)
         return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
-    few = {} if engine.quantized is None else {path: constant["frozen"][path] for path in engine.quantized.paths}
+    forms = {} if engine.quantized is None else engine.quantized.forms
+    few = {
+        f"frozen in {form}": size([constant["frozen"][path] for path in engine.stacks.paths(paths)])
+        for form, paths in forms.items()
+    }
     return {
-        "frozen": size(constant["frozen"]) - size(few),
-        **({f"frozen in {engine.quantized.kind}": size(few)} if few else {}),
+        "frozen": size(constant["frozen"]) - sum(few.values()),
+        **few,
         "trained": size(moving["trained"]),
         "statistics": size(moving["stats"]),
         "optimizer": size(moving["opt_state"]),
         **({"ema": size(moving["ema"])} if "ema" in moving else {}),
         **{name: size(constant[name]) for name in ("anchor", "teacher") if constant[name]},
         "batch": size(batch),
-        "temporaries": int(compiled.memory_analysis().temp_size_in_bytes),
+        "temporaries": int(found.temp_size_in_bytes),
+        "program": int(found.output_size_in_bytes - found.alias_size_in_bytes + found.generated_code_size_in_bytes),
     }
-
-
-def _limit(mesh: jax.sharding.Mesh) -> int:
-    """Bytes on one device; processes' devices on a CPU share the machine's memory."""
-    device = mesh.local_devices[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
 
 def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
     parts = ", ".join(f"{name} {readable(size)}" for name, size in figures.memory.items())
     used = readable(sum(figures.memory.values()))
     share = figures.trained_parameters / figures.total_parameters
+    wasted = padding(engine.train_plan)
     return "\n".join(
         [
             plan_report.by_stage(engine.plan, engine.chains, params),
             "",
             f"parameters: {figures.trained_parameters:,} of {figures.total_parameters:,} train ({share:.1%})",
             f"steps: {figures.steps} of {figures.batch_size} examples, {figures.steps_per_epoch} an epoch",
+            *([] if wasted is None else [str(wasted)]),
             f"cost: {figures.flops_per_step / 1e9:.2f} GFLOP a step, compiled",
+            *([] if engine.mesh.size == 1 else _shared(engine.mesh.size, figures)),
             f"cut: {_kept(engine)}",
-            *([] if engine.quantized is None else [f"quantised: {engine.quantized}"]),
-            f"memory on a device: {used} ({parts}) of {readable(figures.memory_limit)}",
-            f"largest batch that fits: about {figures.batch_size_that_fits}",
+            *([] if engine.quantized is None else [f"frozen: {engine.quantized}"]),
+            f"peak memory on a device: {used} ({parts}) of {readable(figures.memory_limit)}",
+            f"largest batch that fits: {figures.batch_size_that_fits}, with {readable(figures.memory_that_fits)}; "
+            f"{figures.batch_size_too_large} does not",
         ]
     )
 
 
+def _shared(size: int, figures: Figures) -> list[str]:
+    """What several devices do together."""
+    kinds = (f"{kind} {each.count} ({readable(each.nbytes)})" for kind, each in figures.collectives.items())
+    return [
+        f"devices: {size}, {figures.flops_per_step / size / 1e9:.3g} GFLOP on each",
+        f"collectives of a step, and what they leave on a device: {', '.join(kinds) or 'none'}",
+    ]
+
+
+def _compiled_for(pod: Pod, simulated: bool) -> str:
+    if not simulated:
+        return f"compiled for {pod.name}, {pod.count} devices, by the compiler of TPUs; nothing ran"
+    why = "" if pod.kind.tpu is None else ", as libtpu is not installed (pip install 'tl_jax[tpu]')"
+    return (
+        f"compiled for {pod.count} simulated CPU devices in place of {pod.name}{why}: what parameters, optimizer and "
+        "batch take is exact; temporaries, FLOPs and collectives are those of another compiler"
+    )
+
+
 def _kept(engine: Engine) -> str:
-    cache = caching.Cache(engine)
+    # Of the run's folder it is enough that there will be one.
+    cache = caching.Cache(engine, "cache")
     reason = cache.why_not()
     if reason is not None:
         return f"computed in every step, as {reason}"
-    return f"what crosses it is computed once and kept, {readable(cache.nbytes)} in the host's memory"
+    where = {"memory": "in the host's memory", "disk": "on disk"}[cache.place]
+    return f"what crosses it is computed once and kept, {readable(cache.nbytes)} {where}"
 
 
 def readable(size: float) -> str:

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies
+from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies, stacking
 from tl_jax.core import chain, plugins
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.core.quantized import compiler_options
-from tl_jax.data import pipeline, splits
+from tl_jax.core.stacks import Stacks
+from tl_jax.data import pipeline, splits, views
 from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
 from tl_jax.parallel import mesh as meshes
@@ -64,6 +65,7 @@ class Engine:
         `crossing` instead of inputs.
       teacher: whose answers are learnt too, if anybody's.
       quantized: the frozen leaves that are kept in few bits, if any.
+      stacks: which leaves the states of this phase hold as one; see `train.scan`.
     """
 
     exp: config.Experiment
@@ -85,36 +87,56 @@ class Engine:
     stores: dict[str, Activations] = dataclasses.field(default_factory=dict)
     teacher: distilling.Teacher | None = None
     quantized: quantizing.Chosen | None = None
+    stacks: Stacks = Stacks({})
 
     def phase(self, number: int) -> "Engine":
         """The pieces of a phase of the same run."""
         stretch = self.stretches[number]
         plan, exp = stretch.plan, self.exp
-        rate = schedule.build(stretch.optimizer, max(1, stretch.stop - stretch.start), stretch.start)
-        if stretch.optimizer.span == "run":
-            rate = schedule.build(stretch.optimizer, max(1, self.steps))
-        _, params = chain.split(self.model)
-        frozen = set(params) - set(plan.trained)
-        tx = optimizer.build(stretch.optimizer, rate, lr=plan.lr, decay=plan.decay, since=stretch.since, frozen=frozen)
-        other = dataclasses.replace(self, number=number, schedule=rate, tx=tx, step=None, stores={})
         training = bool(self.sets.get("train"))
+        anchor = remedies.anchor(exp, self.checkpoint, self.model, plan.trained) if training else None
+        chains = stacking.mark(self, stretch, anchor)
+        stacks = Stacks.of(chains)
+        if anchor is not None:
+            anchor = dataclasses.replace(anchor, loaded=stacks.paths(anchor.loaded), fresh=stacks.paths(anchor.fresh))
+        changes = {"number": number, "step": None, "stores": {}, "stacks": stacks}
+        if chains != self.chains:
+            forward = _forward(self.model, chains, self.task, exp, self.mesh)
+            changes |= {"chains": chains, "forward": forward}
+        other = dataclasses.replace(self, **changes)
+        tx, rate = other.optimizer_of(stretch.optimizer.learning_rate, plan.decay)
+        other = dataclasses.replace(other, tx=tx, schedule=rate)
         loss_of, teacher = self.task.training_loss, self.teacher if training else None
         if teacher is not None:
             loss_of = teacher.lesson.around(loss_of)
         step = Step(
-            ChainObjective(self.model, self.chains, plan, loss_of, _compute_dtype(exp)),
+            ChainObjective(self.model, chains, plan, loss_of, _compute_dtype(exp)),
             tx,
             accumulate=exp.train.accumulate,
             schedule=rate,
             mix=remedies.mix(exp.train, self.task, self.checkpoint),
-            anchor=remedies.anchor(exp, self.checkpoint, self.model, plan.trained) if training else None,
+            anchor=anchor,
             ema=exp.train.ema,
             teacher=teacher and teacher.forward,
             place=other.place,
+            spread=functools.partial(sharding.spread_batch, mesh=self.mesh),
             out_shardings=other.shardings(),
             compiler_options=compiler_options(exp.plan.quantize),
         )
         return dataclasses.replace(other, step=step)
+
+    def optimizer_of(
+        self, learning_rate: float | jax.Array, decay: Mapping[str, float | jax.Array]
+    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer of this phase and its schedule with this peak and these decays by path, traced ones too."""
+        stretch, stacks = self.stretches[self.number], self.stacks
+        opt = dataclasses.replace(stretch.optimizer, learning_rate=learning_rate)
+        whole = opt.span == "run"
+        rate = schedule.build(opt, max(1, self.steps if whole else self.stop - self.start), 0 if whole else self.start)
+        _, params = chain.split(self.model)
+        frozen = set(stacks.paths(params)) - set(stacks.paths(self.plan.trained))
+        by_path = {"lr": stacks.values(self.plan.lr), "decay": stacks.values(decay)}
+        return optimizer.build(opt, rate, **by_path, since=stacks.values(stretch.since), frozen=frozen), rate
 
     @property
     def plan(self) -> Resolved:
@@ -184,7 +206,7 @@ class Engine:
         )
 
     def state_of(self, params: chain.Params, teacher: chain.Params | None = None) -> State:
-        """A state at step 0 with these leaves, and with these of the teacher."""
+        """A state at step 0 with these leaves, one a path, and with these of the teacher."""
         shardings = self.shardings()["opt_state"]
 
         def first():
@@ -192,9 +214,16 @@ class Engine:
 
         # Made where they lie: `device_put` reaches no device of another process.
         step, key = jax.jit(first, out_shardings=sharding.replicated(self.mesh))()
-        groups, kept = (self.plan.trained, self.plan.moving), (self.step.anchor, bool(self.step.ema))
-        state = initial_state(params, *groups, self.tx, key, shardings, *kept)
-        return dataclasses.replace(state, step=step, teacher=teacher or {})
+        groups = (self.stacks.paths(paths) for paths in (self.plan.trained, self.plan.moving))
+        kept = self.step.anchor, bool(self.step.ema)
+        state = initial_state(self.stacks.stacked(params), *groups, self.tx, key, shardings, *kept)
+        anchor = state.anchor
+        if anchor and self.number:
+            # What an earlier phase has moved is held where it was loaded should it train again.
+            held = remedies.anchor(self.exp, self.checkpoint, self.model, self.changing).loaded
+            known = self.stacks.unstacked(anchor)
+            anchor |= {path: jnp.copy(params[path]) for path in held if path not in known}
+        return dataclasses.replace(state, step=step, anchor=anchor, teacher=teacher or {})
 
     def enter(self, state: State) -> State:
         """The state at the start of this phase, from that at the end of the one before.
@@ -202,12 +231,17 @@ class Engine:
         What goes on training keeps its optimizer slots and its average, what begins starts with empty slots, what no
         longer trains is frozen as it is.
         """
-        begun = self.state_of(state.params, state.teacher)
-        opt_state = optimizer.carried(state.opt_state, begun.opt_state)
-        ema = {path: state.ema.get(path, leaf) for path, leaf in begun.ema.items()}
+        before = self.phase(self.number - 1).stacks.unstacked
+        begun, single = self.state_of(before(state.params), state.teacher), self.stacks.unstacked
+        opt_state = optimizer.carried(before(state.opt_state), single(begun.opt_state))
+        averages, held = before(state.ema), before(state.anchor)
+        ema = {path: averages.get(path, leaf) for path, leaf in single(begun.ema).items()}
         # What was held from an earlier phase on is held where it was loaded.
-        anchor = {**begun.anchor, **state.anchor}
-        return dataclasses.replace(begun, step=state.step, key=state.key, opt_state=opt_state, ema=ema, anchor=anchor)
+        anchor = {**single(begun.anchor), **held}
+        kept = {"opt_state": opt_state, "ema": ema, "anchor": anchor}
+        kept = {name: self.stacks.like(tree, getattr(begun, name)) for name, tree in kept.items()}
+        kept["anchor"] |= {path: leaf for path, leaf in held.items() if path not in single(begun.anchor)}
+        return dataclasses.replace(begun, step=state.step, key=state.key, **kept)
 
     def train_step(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         """One jitted, donated update; `batch` holds the global batch, on the host or on the devices."""
@@ -239,13 +273,29 @@ class Engine:
         plan = self.eval_plan(examples)
         return self._batches(examples, plan, 0, plan.steps_per_epoch, 0, augment=False)
 
+    def view_batches(self, count: int) -> Iterator[dict[str, jax.Array]]:
+        """`count` changed versions of all training examples, view by view, each as `eval_batches` orders them."""
+        train, plan = self.sets["train"], self.eval_plan(self.sets["train"])
+        host = pipeline.batches(
+            views.numbered(views.repeated(train, count)),
+            views.ViewTransform(self.transform, len(train), self.exp.seed),
+            views.CycledPlan(plan, len(train), count),
+            start=0,
+            stop=count * plan.steps_per_epoch,
+            rows=sharding.process_rows(self.mesh, plan.batch_size),
+            seed=0,
+            augment=False,
+            threads=self.exp.data.threads,
+        )
+        return pipeline.on_device(host, self.place)
+
     def eval_plan(self, examples: Examples) -> BatchPlan:
         """Which examples make up the batches of `eval_batches`."""
         size = self.exp.train.eval_batch_size or self.exp.train.batch_size
-        lengths = self.transform.lengths(examples)
-        return BatchPlan(
-            len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=inputs.buckets(self.exp.data)
-        )
+        lengths, train = self.transform.lengths(examples), self.train_plan
+        # Those of training are compiled anyway.
+        buckets = inputs.buckets(self.exp.data, self.transform, lengths) if train is None else train.buckets
+        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=buckets)
 
     def abstract_batch(self, batch_size: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch of training inputs, the longest that the config allows unless `length` says otherwise."""
@@ -265,14 +315,24 @@ class Engine:
             for name, x in arrays.items()
         }
 
-    def _batches(self, examples: Examples, plan: BatchPlan, start: int, stop: int, seed: int, augment: bool):
+    def source(self, examples: Examples, plan: BatchPlan, augment: bool) -> tuple[Examples, Any, Any]:
+        """What batches are made of: these examples, how to transform them and their plan, or what takes their place
+        where what crosses the cut is kept."""
         transform = self.transform
         for split, store in self.stores.items():
             positions = examples.within(self.sets[split])
-            if positions is not None:
+            # Views are for training; what is evaluated is not changed.
+            if positions is not None and (augment or not store.views):
+                if store.views:
+                    plan = views.CycledPlan(plan, len(examples), store.views)
+                    examples = views.repeated(examples, store.views)
+                    positions = np.arange(len(examples))
                 examples = examples.instead(lambda index, at=positions: {"position": at[index]})
-                transform = StoredRows(store)
-                break
+                return examples, StoredRows(store), plan
+        return examples, transform, plan
+
+    def _batches(self, examples: Examples, plan: BatchPlan, start: int, stop: int, seed: int, augment: bool):
+        examples, transform, plan = self.source(examples, plan, augment)
         host = pipeline.batches(
             examples,
             transform,
@@ -288,17 +348,26 @@ class Engine:
 
     def shardings(self) -> dict[str, Any]:
         """Of everything that moves, in the form of `State.moving`."""
-        _, params = chain.split(self.model)
-        by_path = sharding.param_shardings(params, self.mesh, self.checkpoint.family.SHARDING)
-        ours = {path: params[path] for path in self.plan.trained}
-        trained = {path: by_path[path] for path in self.plan.trained}
+        held = self.abstract_params
+        moves = self.stacks.paths((*self.plan.trained, *self.plan.moving))
+        by_path = {path: held[path].sharding for path in moves}
+        ours = {path: held[path] for path in self.stacks.paths(self.plan.trained)}
+        trained = {path: by_path[path] for path in ours}
         return {
             "step": sharding.replicated(self.mesh),
             "trained": trained,
             **({"ema": trained} if self.exp.train.ema else {}),
-            "stats": {path: by_path[path] for path in self.plan.moving},
+            "stats": {path: by_path[path] for path in self.stacks.paths(self.plan.moving)},
             "opt_state": sharding.opt_state_shardings(self.tx, ours, by_path, self.mesh),
         }
+
+    @property
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """All leaves of the model with their shardings, as states hold them."""
+        _, params = chain.split(self.model)
+        places = sharding.param_shardings(params, self.mesh, self.checkpoint.family.SHARDING)
+        params = {path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=places[path]) for path, p in params.items()}
+        return self.stacks.stacked(params if self.quantized is None else self.quantized.abstract(params))
 
     def to_pretrained(self, state: State) -> Pretrained:
         """The adapted network: callable, and `save(folder)` writes the published layout, of `merge()` if the plan has
@@ -306,7 +375,8 @@ class Engine:
         loaded = self._load()
         # What was initialised is the state's too, frozen or not: another version of JAX may draw other numbers.
         ours = (*self.changing, *loaded.receipt.fresh)
-        base = {**loaded.params, **{path: state.adapted[path] for path in ours}}
+        adapted = self.stacks.unstacked(state.adapted)
+        base = {**loaded.params, **{path: adapted[path] for path in ours}}
         model = loading.abstract(self.checkpoint, loading.adder(self.task, self.exp.plan, self.checkpoint))
         chain.merge_into(model, base)
         published = {**self.checkpoint.published, **self.task.published()}
@@ -370,17 +440,19 @@ def build(
 
     teacher = distilling.open_teacher(exp, task)
     model = loading.abstract(checkpoint, distilling.adder(loading.adder(task, exp.plan, checkpoint), teacher))
+    task.arrange(model, mesh.shape["data"] * mesh.shape["fsdp"])
     chains, params = chain.split(model)
     reads, spared = getattr(model, "reads", None), getattr(checkpoint.family, "NO_DECAY", ())
     train_plan = None
     if train:
+        lengths = transform.lengths(train)
         train_plan = BatchPlan(
             len(train),
             exp.train.batch_size,
             seed=exp.seed,
             shuffle=True,
-            lengths=transform.lengths(train),
-            buckets=inputs.buckets(exp.data),
+            lengths=lengths,
+            buckets=inputs.buckets(exp.data, transform, lengths),
             classes=inputs.sampled_classes(exp.data, train),
         )
     stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
@@ -393,7 +465,9 @@ def build(
         written,
         exp.optimizer,
         train_plan and train_plan.steps_per_epoch,
-        lambda plan, decay: resolve(dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared),
+        lambda plan, decay: resolve(
+            dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared, exp.train.remat
+        ),
     )
     forward = _forward(model, chains, task, exp, mesh)
     parts = exp, mesh, sets, transform, task, checkpoint, model, chains, stretches, train_plan, forward, callbacks

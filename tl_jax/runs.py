@@ -10,6 +10,7 @@ The same folder goes on by itself from its last good checkpoint; a finished run 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -27,6 +28,7 @@ from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data import splits
 from tl_jax.data.examples import Examples
+from tl_jax.data.lengths import padding
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import mesh as meshes
 from tl_jax.plan.resolve import count
@@ -34,6 +36,7 @@ from tl_jax.pretrained import Loaded, Pretrained
 from tl_jax.report import plan as plan_report
 from tl_jax.report import profile
 from tl_jax.report.console import Console
+from tl_jax.resident import Resident
 from tl_jax.train import loop
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.checkpoint import Checkpoints
@@ -43,7 +46,7 @@ from tl_jax.train.stopping import StopRequest
 # How many training examples the closing table is computed from, beside all of validation and test.
 _TRAIN_SAMPLE = 1000
 # What may differ when a run goes on: it changes neither the batches nor the mathematics.
-_MAY_CHANGE = ("mesh", "data.threads", "profile")
+_MAY_CHANGE = ("mesh", "data.threads", "profile", "train.remat", "train.scan", "train.cache_dir")
 # What holding a workdir leaves in it.
 _MARKS = {".lock", ".shared"}
 
@@ -117,6 +120,8 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
     if not exp.distill.features:
         # A teacher is asked in training only; but where features are compared, its width is that of a layer.
         exp = dataclasses.replace(exp, distill=config.Distill())
+    # What trains no more is held as the checkpoint has it, and looked at path by path.
+    exp = dataclasses.replace(exp, train=dataclasses.replace(exp.train, scan="off"))
     exp = _with_source(exp, folder)
     mesh = _mesh_at_hand(exp)
     if with_data:
@@ -167,6 +172,8 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
     )
     profile.span_of(exp.profile, engine.steps)
+    wasted = padding(engine.train_plan)
+    say(str(wasted)) if wasted is not None else None
     say("loading weights")
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
@@ -184,10 +191,12 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
                 state = engine.state_of(loaded.params, state.teacher)
             state, kept_progress = _restored(engine, state, loaded, checkpoints, latest)
             progress = loop.Progress(**kept_progress)
+        # What is held stacked would stay in memory twice.
+        loaded = dataclasses.replace(loaded, params={})
         while True:
             if int(state.step) < engine.stop:
                 say(_title(engine)) if len(engine.stretches) > 1 else None
-                progress.seconds += _cached(engine, state, say)
+                progress.seconds += _cached(engine, state, folder / "cache", say)
             state, progress = _fit(engine, state, progress, loaded, checkpoints, folder, stop)
             if engine.last or progress.stopped_early:
                 break
@@ -206,6 +215,9 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     say("testing")
     summary = _summary(exp, engine, state, progress, steps_done, best)
     _write(folder / "summary.json", summary)
+    if main and (folder / "cache").exists():
+        # It is there to go on after a stop; what is to be shared has a folder of its own.
+        (folder / "cache").rmtree()
     return summary
 
 
@@ -228,12 +240,21 @@ def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, 
         larger_is_better=larger,
     )
     span = profile.span_of(engine.exp.profile, engine.steps)
-    with profile.traced(engine.train_step, span, str(folder / "profile"), int(state.step)) as step:
+    resident = Resident(engine)
+    reason = resident.why_not()
+    if train.resident == "on" and reason is not None:
+        raise UserError("train.resident", f"is on, but {reason}", "set train.resident=auto")
+    if reason is None:
+        resident.load()
+        make, batches = resident.step, functools.partial(resident.updates, pause=pace.pause)
+    else:
+        make, batches = engine.train_step, lambda *steps: ((1, batch) for batch in engine.train_batches(*steps))
+    with profile.traced(make, span, str(folder / "profile"), int(state.step)) as step:
         return loop.fit(
             state,
             progress,
             step=step,
-            batches=engine.train_batches,
+            batches=batches,
             batch_ids=lambda number: engine.train_plan.batch(number)[0],
             evaluate=evaluate if validation is not None else None,
             checkpoints=checkpoints,
@@ -251,16 +272,14 @@ def _title(engine: Engine) -> str:
     return f"{of}, steps {engine.start + 1} to {engine.stop}: {trained:,} parameters train"
 
 
-def _cached(engine: Engine, state: State, say: Callable[[str], None]) -> float:
+def _cached(engine: Engine, state: State, folder: epath.Path, say: Callable[[str], None]) -> float:
     """Keep what crosses the cut where that can be done, or say why not; the seconds that it took."""
-    cache = caching.Cache(engine)
-    reason, began = cache.why_not(), time.perf_counter()
+    cache, began = caching.Cache(engine, folder), time.perf_counter()
+    reason = cache.why_not(state)
     if reason is None:
-        say(f"computing once what crosses the cut ({cache.nbytes / 1e6:.1f} MB)")
+        cache.fill(state, say)
     elif cache.pays:
         say(f"the stages below the cut run in every epoch: {reason}")
-    if reason is None:
-        cache.fill(state)
     return time.perf_counter() - began
 
 
@@ -315,7 +334,14 @@ def checkpointed(engine: Engine, state: State, loaded: Loaded) -> dict[str, Any]
     """What differs from the base file: all that moves, and frozen leaves that were initialised or that an earlier phase
     has moved."""
     differ = dict.fromkeys((*loaded.receipt.fresh, *engine.changing))
-    return {**state.moving, "frozen": {path: state.frozen[path] for path in differ if path in state.frozen}}
+    frozen = engine.stacks.unstacked(_frozen_at(engine, state, differ))
+    moving = engine.stacks.unstacked(state.moving)
+    return {**moving, "frozen": {path: frozen[path] for path in differ if path in frozen}}
+
+
+def _frozen_at(engine: Engine, state: State, paths) -> dict[str, Any]:
+    """The frozen leaves at these paths, as they are held."""
+    return {path: state.frozen[path] for path in engine.stacks.paths(paths) if path in state.frozen}
 
 
 def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, step: int) -> tuple[State, dict]:
@@ -324,8 +350,11 @@ def _restored(engine, state: State, loaded: Loaded, checkpoints: Checkpoints, st
         checkpointed(engine, state, loaded),
     )
     tree, progress = checkpoints.restore(step, abstract)
-    frozen = {**state.frozen, **tree.pop("frozen")}
-    return dataclasses.replace(state, **tree, frozen=frozen), progress
+    restored = tree.pop("frozen")
+    held = _frozen_at(engine, state, restored)
+    frozen = engine.stacks.like({**engine.stacks.unstacked(held), **restored}, held)
+    moving = engine.stacks.like(tree, state.moving)
+    return dataclasses.replace(state, **moving, frozen={**state.frozen, **frozen}), progress
 
 
 def _with_source(exp: config.Experiment, folder: epath.Path) -> config.Experiment:

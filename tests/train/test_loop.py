@@ -74,7 +74,7 @@ def fit(folder, *, total=6, start=0, losses=None, values=None, told=None, progre
             state_at(start),
             Progress() if progress is None else progress,
             step=a_step,
-            batches=lambda first, last: iter([losses.get(number, 1.0) for number in range(first + 1, last + 1)]),
+            batches=lambda first, last: iter([(1, losses.get(number, 1.0)) for number in range(first + 1, last + 1)]),
             batch_ids=lambda number: np.arange(number, number + 2),
             evaluate=None if values is None else evaluate,
             checkpoints=checkpoints,
@@ -221,7 +221,7 @@ def test_an_exception_in_the_data_ends_the_loop_in_order(tmp_path):
 
     def source(first, last):
         try:
-            yield 1.0
+            yield 1, 1.0
             raise OSError("record 7 is broken")
         finally:
             closed.append(True)

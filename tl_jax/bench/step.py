@@ -53,7 +53,7 @@ class Figures:
       compile_seconds: from abstract arguments to a program, tracing included, nothing kept from an earlier compilation.
       step_ms: median, p10 and p90 of the time from calling the step until all that it returns is there.
       examples_per_second, tokens_per_second: by the median; padding is no token.
-      flops: of the compiled step over all devices, accumulation unrolled: a plan that freezes needs fewer.
+      flops: of the compiled step without loops over all devices: a plan that freezes needs fewer.
       bytes_accessed: of the same program, in the memory of one device, times the devices.
       peak_flops: FLOP/s of one device in a product of large matrices, see `peak.measured`.
       vendor_flops: the same by its data sheet.
@@ -159,7 +159,8 @@ def measure(bench: StepBench, loaded: Loaded, steps: int, reads: bool) -> Figure
     step_ms = spread(seconds)
     by_example = size / (step_ms["median"] / 1e3)
     tokens = count_tokens(batch)
-    whole = compiled if engine.exp.train.accumulate == 1 else costs.compile_step(engine, size, accumulate=1)
+    plain = costs.without_loops(engine)
+    whole = compiled if plain is None else costs.compile_step(plain, size)
     found, devices = whole.cost_analysis(), engine.mesh.size
     flops = float(found["flops"]) * devices
     product = peak.measured(jnp.dtype(engine.exp.model.dtype))

@@ -10,9 +10,12 @@ definition and its arrays, and only ever merged alone, so a step never rebuilds 
 stages can be run, differentiated or skipped by itself. Knows no family and no task.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,10 @@ from tl_jax.core import paths, quantized
 
 Params = dict[str, jax.Array]
 
+Remat = Literal["none", "dots", "block"]
+
+# Rates that differ from block to block of one kind: data, so that the blocks are one program all the same.
+_VARIES = ("drop_path",)
 # Beyond the numbers that stages fold into the same key.
 _PARTS = 2**31 - 2
 
@@ -33,10 +40,13 @@ class Mode:
     Attributes:
       dropout: draw random numbers (dropout, drop path).
       batch_stats: BatchNorm normalises by the batch and its running statistics follow.
+      remat: what a backward pass computes again instead of keeping it: nothing (`none`), all but the results of
+        matrix products (`dots`), or everything between the stage's ends (`block`).
     """
 
     dropout: bool = False
     batch_stats: bool = False
+    remat: Remat = "none"
 
 
 EVAL = Mode()
@@ -77,12 +87,16 @@ class Stage:
       graphdef: the module without arrays.
       leaves: its leaves' paths within the stage, each with True where it is a running statistic.
       tied: paths within the stage of leaves that an earlier stage owns, each with the owner's full path.
+      varies: names and values of rates that the module is given before it is called, 0 in `graphdef`.
+      stack: of which it is a member, see `core.stacks`; its leaves are then part of arrays under that name.
     """
 
     name: str
     graphdef: nnx.GraphDef
     leaves: tuple[tuple[str, bool], ...]
     tied: tuple[tuple[str, str], ...] = ()
+    varies: tuple[tuple[str, Any], ...] = ()
+    stack: str | None = None
 
     def paths(self) -> tuple[str, ...]:
         """Full paths of the leaves."""
@@ -145,12 +159,14 @@ def split(model: Backbone) -> tuple[Chains, Params]:
         stages = []
         for name in names:
             module = model.stage(name)
-            graphdef, stats, rest = nnx.split(module, nnx.BatchStat, ...)
+            varies = {rate: getattr(module, rate) for rate in _VARIES if hasattr(module, rate)}
+            with _holding(module, dict.fromkeys(varies, 0.0)):
+                graphdef, stats, rest = nnx.split(module, nnx.BatchStat, ...)
             stats, rest = (paths.flatten(nnx.as_pure(part)) for part in (stats, rest))
             tied = dict(getattr(module, "tied", {}))
             rest = {path: leaf for path, leaf in rest.items() if path not in tied}
             leaves = (*((p, True) for p in stats), *((p, False) for p in rest))
-            stages.append(Stage(name, graphdef, leaves, tuple(tied.items())))
+            stages.append(Stage(name, graphdef, leaves, tuple(tied.items()), tuple(varies.items())))
             params.update({f"{name}/{path}": leaf for path, leaf in {**stats, **rest}.items()})
         chains[chain] = tuple(stages)
     return chains, params
@@ -192,6 +208,8 @@ def run_stage(
     def run(leaves, x):
         flat = [(_parts(local), _cast(leaves[path], is_stat, dtype)) for local, path, is_stat in stage.named()]
         module = nnx.merge(stage.graphdef, nnx.from_flat_state(flat))
+        for rate, value in stage.varies:
+            setattr(module, rate, value)
         drawn = key if mode.dropout else None
         _hand_out(module, drawn)
         x = module(x, Context(carry.batch, carry.shared, mode, drawn, memory))
@@ -200,7 +218,8 @@ def run_stage(
         found = paths.flatten(nnx.as_pure(nnx.state(module, nnx.BatchStat)))
         return x, {f"{stage.name}/{path}": leaf for path, leaf in found.items()}
 
-    x, mutable = quantized.run(run, {path: params[path] for _, path, _ in stage.named()}, carry.x)
+    leaves = {path: params[path] for _, path, _ in stage.named()}
+    x, mutable = _again(mode.remat, functools.partial(quantized.run, run))(leaves, carry.x)
     return carry._replace(x=x), mutable
 
 
@@ -221,11 +240,36 @@ def run_stages(
       first: the number of `stages[0]`.
     """
     mutable: Params = {}
-    for number, stage in enumerate(stages, first):
-        own = None if key is None else jax.random.fold_in(key, number)
-        carry, changed = run_stage(stage, params, carry, modes(stage.name), own, dtype)
-        mutable.update(changed)
+    for stack, run in itertools.groupby(stages, lambda stage: stage.stack):
+        run = tuple(run)
+        if stack is not None:
+            carry, changed = _run_stack(run, params, carry, modes(run[0].name), key, first, dtype)
+            mutable.update(changed)
+        for number, stage in enumerate(run if stack is None else (), first):
+            own = None if key is None else jax.random.fold_in(key, number)
+            carry, changed = run_stage(stage, params, carry, modes(stage.name), own, dtype)
+            mutable.update(changed)
+        first += len(run)
     return carry, mutable
+
+
+def _run_stack(run: Sequence[Stage], params, carry: Carry, mode: Mode, key, first: int, dtype) -> tuple[Carry, Params]:
+    """All stages of a stack as one scan over its arrays; each draws from the key that it would draw from alone."""
+    one = dataclasses.replace(run[0], name=run[0].stack, stack=None)
+    rates = {name: [dict(stage.varies)[name] for stage in run] for name, _ in one.varies}
+    # Where all are 0 nothing is drawn, and the program says so.
+    rates = {name: jnp.asarray(values, jnp.float32) for name, values in rates.items() if any(values)}
+    leaves = {path: params[path] for path in one.paths()}
+
+    def body(x, layer):
+        number, own, rates = layer
+        stage = dataclasses.replace(one, varies=tuple({**dict.fromkeys(dict(one.varies), 0.0), **rates}.items()))
+        drawn = None if key is None else jax.random.fold_in(key, number)
+        after, changed = run_stage(stage, {**params, **own}, carry._replace(x=x), mode, drawn, dtype)
+        return after.x, changed
+
+    x, mutable = jax.lax.scan(body, carry.x, (jnp.arange(first, first + len(run)), leaves, rates))
+    return carry._replace(x=x), mutable
 
 
 def run_chains(
@@ -250,6 +294,26 @@ def run_chains(
         mutable.update(changed)
         first += len(stages)
     return named(done[chain]), mutable
+
+
+def _again(remat: Remat, function: Callable) -> Callable:
+    """The function, with its backward pass as `remat` says."""
+    if remat == "none":
+        return function
+    keeps = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(function, policy=keeps)
+
+
+@contextlib.contextmanager
+def _holding(module: nnx.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """The module with these attributes for a while."""
+    before = {name: getattr(module, name) for name in values}
+    # Not `setattr`: inside a trace, Flax lets nobody change a module from outside of it; this one is put back.
+    vars(module).update(values)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def named(x: Any) -> dict[str, jax.Array]:

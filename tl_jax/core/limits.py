@@ -34,6 +34,14 @@ def mistakes(exp: Any) -> list[str]:
     for name in ("mixup", "cutmix", "l2_sp", "l2_sp_fresh"):
         value = getattr(train, name)
         need(0 <= value < math.inf, f"train.{name} is {value}, must be at least 0 and finite")
+    views = train.cache_views
+    need(views is None or views >= 1, f"train.cache_views is {views}, must be at least 1")
+    need(views is None or bool(data.augment), "train.cache_views goes with data.augment, and only with it")
+    need(views is None or train.cache != "off", "train.cache_views goes with a cache, and train.cache is off")
+    need(
+        train.cache_dir is None or train.cache in ("auto", "disk"),
+        f"train.cache_dir is a folder on disk, and train.cache is {train.cache}",
+    )
     need(0 <= train.ema < 1, f"train.ema is {train.ema}, must be in [0, 1)")
     need(train.l2_sp > 0 or not train.l2_sp_fresh, "train.l2_sp_fresh goes with train.l2_sp, and only with it")
     need(
@@ -55,14 +63,19 @@ def mistakes(exp: Any) -> list[str]:
         "data.magnitude goes with rand in data.augment, and only with it",
     )
     need(data.image_size is None or data.image_size >= 1, "data.image_size must be at least 1")
-    need(all(0 < b < data.max_length for b in data.buckets), "data.buckets must lie between 0 and data.max_length")
-    _check_plan(plan, "plan", need)
-    random = exp.model.init == "random" or (
-        exp.baseline.get("model.init") == "random" and "plan.quantize" not in exp.baseline
-    )
     need(
-        plan.quantize is None or not random,
-        "plan.quantize is for weights that were loaded, model.init=random has none: set plan.quantize=None beside it",
+        all(0 < b < data.max_length for b in data.buckets or ()), "data.buckets must lie between 0 and data.max_length"
+    )
+    _check_plan(plan, "plan", need)
+    for name, value in (("plan.quantize", plan.quantize), ("model.frozen_dtype", exp.model.frozen_dtype)):
+        random = exp.model.init == "random" or (exp.baseline.get("model.init") == "random" and name not in exp.baseline)
+        need(
+            value is None or not random,
+            f"{name} is for weights that were loaded, model.init=random has none: set {name}=None beside it",
+        )
+    need(
+        exp.model.frozen_dtype in (None, exp.model.dtype),
+        "model.frozen_dtype=bfloat16 goes with model.dtype=bfloat16, in which the network then computes the same bits",
     )
     need(
         exp.pretrain is None or exp.pretrain.plan.prompt is None,

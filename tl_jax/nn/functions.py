@@ -39,15 +39,16 @@ def keys(key: jax.Array | None, count: int) -> tuple:
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
     """Zero each element with probability `rate` in [0, 1), and scale the others so that the expectation stays.
 
-    Without a key, or at rate 0, `x` itself.
+    Without a key, or at a rate that is the number 0, `x` itself; a rate float32[] is one that differs between blocks.
     """
-    if key is None or rate == 0.0:
+    if key is None or isinstance(rate, float) and rate == 0.0:
         return x
-    keep = _words(key, x.shape) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    below = jnp.uint32(round(rate * 2**32)) if isinstance(rate, float) else (rate * 2.0**32).astype(jnp.uint32)
+    kept = jnp.asarray(1.0 - rate, x.dtype)
+    return jnp.where(_words(key, x.shape) >= below, x / kept, jnp.zeros_like(x))
 
 
 def _words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -25,11 +25,12 @@ class LayerScale(nnx.Module):
         return x * self.scale[...]
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
     """Dropout of whole examples float[B, ...] (Huang et al. 2016): without a key, or at rate 0, `x` itself."""
-    if key is None or rate == 0.0:
+    if key is None or isinstance(rate, float) and rate == 0.0:
         return x
-    return x * dropout(jnp.ones((len(x), *(1,) * (x.ndim - 1)), x.dtype), rate, key)
+    # As an array even where it is a number: the same bits whether the blocks are stacked or not.
+    return x * dropout(jnp.ones((len(x), *(1,) * (x.ndim - 1)), x.dtype), jnp.float32(rate), key)
 
 
 def set_drop_path(model: Backbone, rate: float) -> None:

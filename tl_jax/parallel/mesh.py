@@ -9,6 +9,7 @@ The axes are always there, of size 1 where they are not used, so nothing else as
 """
 
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -57,3 +58,12 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, where: str) -> None:
     raise UserError(
         where, f"{batch_size} is not divisible by data {data} x fsdp {fsdp} = {portions} of the mesh", f"use {fits}"
     )
+
+
+def memory(mesh: jax.sharding.Mesh) -> int:
+    """Bytes on one device; processes' devices on a CPU share the machine's memory."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)

@@ -133,6 +133,11 @@ def put_batch(batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[s
     return jax.tree.map(put, dict(batch))
 
 
+def spread_batch(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Within a program: the batch lies as `put_batch` would put it."""
+    return jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
+
+
 def gathered(array: jax.Array) -> jax.Array | np.ndarray:
     """The same array, readable on this process: whole, where other processes hold parts of it. Collective."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from tl_jax import config
 from tl_jax.core import paths
-from tl_jax.core.chain import Chains, Mode
+from tl_jax.core.chain import Chains, Mode, Remat
 from tl_jax.core.errors import UserError
 from tl_jax.core.task import AIDS
 from tl_jax.plan import adapters, cut, presets
@@ -52,6 +52,7 @@ def resolve(
     weight_decay: float,
     reads: Mapping[str, tuple[str, ...]] | None = None,
     no_decay: Sequence[str] = (),
+    remat: Remat = "none",
 ) -> Resolved:
     """One value per path.
 
@@ -60,6 +61,7 @@ def resolve(
       weight_decay: where no rule of the plan says otherwise; leaves of at most one dimension get 0.
       reads: per chain, the earlier chains whose outputs it reads.
       no_decay: patterns of further leaves that get 0, such as tables of positions.
+      remat: of the blocks above the cut.
 
     Raises:
       UserError: a pattern that matches nothing, a plan that trains nothing.
@@ -97,12 +99,14 @@ def resolve(
     below = cut.find(chains, ordered, follows, plan.dropout == "all", reads or {})
     suffix = {stage.name for chain, members in chains.items() for stage in members[below[chain] :]}
     draws = {"suffix": suffix, "all": set(stages), "none": set()}[plan.dropout]
+    names = list(stages)
+    again = {names[number]: remat for number in presets.blocks(names) if names[number] in suffix}
     return Resolved(
         trained=ordered,
         moving=tuple(path for name in stages if name in follows for path in stages[name].stats()),
         lr=_rates(plan, stages, ordered),
         decay=_decays(plan, params, ordered, weight_decay, no_decay),
-        modes={name: Mode(dropout=name in draws, batch_stats=name in follows) for name in stages},
+        modes={name: Mode(name in draws, name in follows, again.get(name, "none")) for name in stages},
         batchnorm=batchnorm,
         cut=below,
     )

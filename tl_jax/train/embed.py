@@ -30,13 +30,22 @@ from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ModuleStep(Step):
-    """A `Step` that knows where its state comes from and how to put it back."""
+    """A `Step` that knows where its state comes from and how to put it back.
 
-    def __init__(self, objective: ModuleObjective, tx, params, trained, moving, key, shardings, **options):
-        super().__init__(objective, tx, **options)
-        self._params, self._trained, self._moving = params, trained, moving
-        self._key, self._shardings = key, shardings
+    Attributes:
+      params: the module's own arrays, by path.
+      trained, moving: paths that train, and those that the module updates itself.
+      key: from which the keys of the loss are folded unless `init` is told another.
+      shardings: of `params`; None without a mesh.
+    """
+
+    params: dict[str, jax.Array]
+    trained: tuple[str, ...]
+    moving: tuple[str, ...]
+    key: jax.Array
+    shardings: dict[str, Any] | None
 
     def init(self, key: jax.Array | None = None) -> State:
         """The module's own arrays at step 0. What will be donated is copied first, so the module stays usable.
@@ -44,18 +53,18 @@ class ModuleStep(Step):
         Args:
           key: a typed key from which the keys of the loss are folded; that of seed 0 if None.
         """
-        key = self._key if key is None else key
-        params, opt_shardings = self._params, None
-        if self._shardings is not None:
-            mesh = next(iter(self._shardings.values())).mesh
-            params = {path: jax.device_put(leaf, self._shardings[path]) for path, leaf in params.items()}
+        key = self.key if key is None else key
+        params, opt_shardings = self.params, None
+        if self.shardings is not None:
+            mesh = next(iter(self.shardings.values())).mesh
+            params = {path: jax.device_put(leaf, self.shardings[path]) for path, leaf in params.items()}
             key = jax.device_put(key, sharding.replicated(mesh))
-            ours = {path: params[path] for path in self._trained}
-            opt_shardings = sharding.opt_state_shardings(self.tx, ours, self._shardings, mesh)
-        moves = {*self._trained, *self._moving}
+            ours = {path: params[path] for path in self.trained}
+            opt_shardings = sharding.opt_state_shardings(self.tx, ours, self.shardings, mesh)
+        moves = {*self.trained, *self.moving}
         params = {path: leaf.copy() if path in moves else leaf for path, leaf in params.items()}
-        state = initial_state(params, self._trained, self._moving, self.tx, key, opt_shardings)
-        if self._shardings is None:
+        state = initial_state(params, self.trained, self.moving, self.tx, key, opt_shardings)
+        if self.shardings is None:
             return state
         return dataclasses.replace(state, step=jax.device_put(state.step, key.sharding))
 
@@ -128,11 +137,11 @@ def make_step(
     return ModuleStep(
         objective,
         tx,
-        flat,
-        trained,
-        moving,
-        jax.random.key(0),
-        shardings,
+        params=flat,
+        trained=tuple(trained),
+        moving=tuple(moving),
+        key=jax.random.key(0),
+        shardings=shardings,
         accumulate=accumulate,
         multiples=multiples if plan.lr else None,
         place=place,

@@ -39,6 +39,11 @@ class Pace:
     larger_is_better: bool = True
     stop: int | None = None
 
+    def pause(self, done: int) -> int:
+        """After how many updates something else is to happen next."""
+        every = (self.log_every, self.eval_every, self.save_every)
+        return min(self.end, *((done // steps + 1) * steps for steps in every))
+
     @property
     def end(self) -> int:
         """The last update of this phase."""
@@ -71,7 +76,7 @@ def fit(
     progress: Progress,
     *,
     step: Callable[[State, Any], tuple[State, dict]],
-    batches: Callable[[int, int], Iterator[Any]],
+    batches: Callable[[int, int], Iterator[tuple[int, Any]]],
     batch_ids: Callable[[int], np.ndarray],
     evaluate: Callable[[State], tuple[float, Mapping[str, float]]] | None,
     checkpoints: Checkpoints,
@@ -83,7 +88,9 @@ def fit(
     """Train from `state.step` to the end of this phase, or until patience runs out.
 
     Args:
-      batches: (start, stop) -> batches of these steps.
+      step: (state, batch) -> (state, metrics), of one update or, with one number for each, of several.
+      batches: (start, stop) -> what `step` takes for these updates, and how many of them it makes; none goes beyond
+        `pace.pause`.
       batch_ids: step -> ids of the global batch, whose checksum goes into the log.
       saved: state -> what a checkpoint of it holds.
       evaluate: state -> (metric that chooses the best checkpoint, all metrics); None without a validation split.
@@ -99,18 +106,20 @@ def fit(
     tell("on_start", start, pace.total)
     tell("say", "compiling the step")
     began, before, first = time.perf_counter(), progress.seconds, True
-    window: list[dict] = []
-    checksum = 0
+    window: list[tuple[int, dict]] = []
+    checksum, number = 0, start
     source = batches(start, pace.end)
     try:
-        for number, batch in zip(range(start + 1, pace.end + 1), source):
+        for count, batch in source:
             state, metrics = step(state, batch)
             if first:
                 jax.block_until_ready(metrics)
                 progress.compile_seconds += time.perf_counter() - began
                 first = False
-            window.append(metrics)
-            checksum = zlib.crc32(np.ascontiguousarray(batch_ids(number - 1)).tobytes(), checksum)
+            window.append((count, metrics))
+            for done in range(number, number + count):
+                checksum = zlib.crc32(np.ascontiguousarray(batch_ids(done)).tobytes(), checksum)
+            number += count
             last = number == pace.end
             evaluates = evaluate is not None and (number % pace.eval_every == 0 or last)
             # Before an evaluation too: a network that became NaN is told by its loss, not by its metrics.
@@ -145,15 +154,19 @@ def fit(
     return state, progress
 
 
-def _log(number: int, window: list[dict], checksum: int, tell) -> None:
+def _log(number: int, window: list[tuple[int, dict]], checksum: int, tell) -> None:
     """Means over the window; the log shows a NaN before the run ends by it."""
-    values = jax.device_get(window)
-    means = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
-    means["learning_rate"] = float(values[-1]["learning_rate"])
+    counts, found = zip(*jax.device_get(window))
+    values = {
+        name: np.concatenate([np.reshape(one[name], -1)[:count] for count, one in zip(counts, found)])
+        for name in found[0]
+    }
+    means = {name: float(np.mean(value)) for name, value in values.items()}
+    means["learning_rate"] = float(values["learning_rate"][-1])
     tell("on_log", number, {**means, "batch_crc32": checksum})
     if not np.isfinite(means["loss"]):
         raise FloatingPointError(
-            f"the loss became {means['loss']} in steps {number - len(window) + 1} to {number}: lower"
+            f"the loss became {means['loss']} in steps {number - sum(counts) + 1} to {number}: lower"
             " optimizer.learning_rate, set optimizer.clip_norm, or look for broken records in the data"
         )
 

@@ -23,13 +23,16 @@ from tl_jax import config
 from tl_jax.core import typed
 from tl_jax.core.errors import UserError, did_you_mean
 
+# Of one leaf; of a stack of leaves, one for each of them where they differ.
+Value = float | jax.Array | tuple[float, ...]
+
 
 def build(
     opt: config.Optimizer,
     schedule: optax.Schedule,
     *,
-    lr: Mapping[str, float],
-    decay: Mapping[str, float],
+    lr: Mapping[str, Value],
+    decay: Mapping[str, Value],
     since: Mapping[str, int] | None = None,
     frozen: Collection[str] = (),
 ) -> optax.GradientTransformation:
@@ -47,8 +50,9 @@ def build(
     Args:
       opt: `learning_rate` and the schedule's fields are not read, `schedule` has them.
       schedule: step -> learning rate.
-      lr: multiple of the rate of every trained leaf, by path.
-      decay: weight decay by path; a leaf that is not named has none.
+      lr: multiple of the rate of every trained leaf, by path; several for a leaf that is a stack, one for each along
+        its first axis.
+      decay: weight decay by path, likewise; a leaf that is not named has none.
       since: the phase in which each trained leaf began to train, by path; 0 for all where None. Leaves that began
         together share the core's counts, so that moments which start at zero are corrected for that.
       frozen: paths that may be in the tree, get no state and come back bit for bit (but for subnormal numbers, which
@@ -61,7 +65,7 @@ def build(
       UserError: `opt.options` names what the optimizer does not take, or a value of the wrong type.
     """
     core, since = _core(opt), dict.fromkeys(lr, 0) if since is None else since
-    decayed = _by_value(decay, 0.0, optax.add_decayed_weights)
+    decayed = _by_value(decay, 0.0, lambda value, update, param: update + _along(value, param) * param)
     if opt.name == "sgd":
         core = optax.chain(decayed, core)
     elif opt.name == "lamb":
@@ -70,7 +74,7 @@ def build(
         core = optax.chain(core, decayed)
     core = optax.partition(dict.fromkeys(map(str, {0, *since.values()}), core), _began(since))
     clip = optax.identity() if opt.clip_norm is None else optax.clip_by_global_norm(opt.clip_norm)
-    rates = _by_value(lr, 1.0, optax.scale)
+    rates = _by_value(lr, 1.0, lambda value, update, param: _along(value, update) * update)
     train = optax.chain(clip, core, rates, optax.scale_by_learning_rate(schedule))
 
     def labels(params):
@@ -109,13 +113,26 @@ def _began(since: Mapping[str, int]):
 _HOLD = optax.stateless(lambda updates, _: jax.tree.map(lambda g: jnp.full_like(g, -0.0), updates))
 
 
-def _by_value(values: Mapping[str, float], neutral: float, make: Callable) -> optax.GradientTransformation:
-    """`make(value)` over the leaves that have this value, for each value that is not the neutral one."""
+def _by_value(values: Mapping[str, Value], neutral: float, change: Callable) -> optax.GradientTransformation:
+    """`change(value, update, parameter)` of every leaf that has a value, and not the neutral one."""
 
-    def group(value):
-        return optax.masked(make(value), lambda params: {path: values.get(path) == value for path in params})
+    def update(updates, params):
+        def one(path, update):
+            value = values.get(path, neutral)
+            # A traced number is never the neutral one.
+            skips = isinstance(value, float | int) and value == neutral or isinstance(update, optax.MaskedNode)
+            return update if skips else change(value, update, None if params is None else params[path])
 
-    return optax.chain(optax.identity(), *(group(value) for value in sorted(set(values.values()) - {neutral})))
+        return {path: one(path, update) for path, update in updates.items()}
+
+    return optax.stateless(update)
+
+
+def _along(value: Value, leaf: jax.Array) -> float | jax.Array:
+    """A number, traced or not, as it is, several along the first axis."""
+    if isinstance(value, tuple):
+        return jnp.asarray(value, leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
+    return value
 
 
 def _sgd(momentum: float = 0.9, nesterov: bool = False, accumulator_dtype: Any = None):

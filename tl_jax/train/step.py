@@ -9,6 +9,7 @@
 gradient, so neither its FLOPs, its memory, its norm nor its NaNs exist. `moving` is donated, `constant` never returned.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -51,10 +52,11 @@ class Objective(Protocol):
         """The sum of losses, float32[], and what was counted."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """`step(state, batch) -> (state, metrics)`, jitted; `step.fn` is the same function unjitted.
 
-    Args:
+    Attributes:
       objective: the loss, split at the cut.
       tx: an Optax transformation over the trained parameters.
       accumulate: portions the batch is cut into; gradients are summed and divided by all that was counted, so the
@@ -68,35 +70,42 @@ class Step:
         from 0, it is at most 1 - (1 + s)^(-2/3), as in timm's ModelEmaV3, so that the average soon forgets the start.
       teacher: (`state.teacher`, batch) -> batch with what another network says of it, if given; see `train.distill`.
       place: puts a batch of host arrays onto the mesh.
+      spread: says within a program that a batch lies as `place` would put it.
       out_shardings: of `moving`, so that the second step does not compile again.
       donate: reuse the memory of what the step replaces.
       compiler_options: for `jax.jit`.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        tx: optax.GradientTransformation,
-        *,
-        accumulate: int = 1,
-        schedule: optax.Schedule | None = None,
-        multiples: dict[str, float] | None = None,
-        mix: Callable[[Batch, jax.Array], Batch] | None = None,
-        anchor: Anchor | None = None,
-        ema: float = 0.0,
-        teacher: Callable[[dict[str, jax.Array], Batch], Batch] | None = None,
-        place: Callable[[Batch], Batch] | None = None,
-        out_shardings: Any = None,
-        donate: bool = True,
-        compiler_options: dict[str, Any] | None = None,
-    ):
-        self.objective, self.tx, self.accumulate, self.schedule = objective, tx, accumulate, schedule
-        self.multiples, self.mix, self.anchor, self.ema, self.place = multiples, mix, anchor, ema, place
-        self.teacher, self.compiler_options = teacher, compiler_options
-        options = {} if out_shardings is None else {"out_shardings": (out_shardings, None)}
-        self.core = jax.jit(
-            self._core, donate_argnums=(0,) if donate else (), compiler_options=compiler_options, **options
-        )
+    objective: Objective
+    tx: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    accumulate: int = 1
+    schedule: optax.Schedule | None = None
+    multiples: dict[str, float] | None = None
+    mix: Callable[[Batch, jax.Array], Batch] | None = None
+    anchor: Anchor | None = None
+    ema: float = 0.0
+    teacher: Callable[[dict[str, jax.Array], Batch], Batch] | None = None
+    place: Callable[[Batch], Batch] | None = None
+    spread: Callable[[Batch], Batch] | None = None
+    out_shardings: Any = None
+    donate: bool = True
+    compiler_options: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def core(self):
+        """The jitted (moving, constant, batch) -> (moving, metrics)."""
+        return self._jitted(self._core)
+
+    @functools.cached_property
+    def core_many(self):
+        """The jitted (moving, constant, data, updates) -> (moving, metrics), see `many_fn`."""
+        return self._jitted(self._many)
+
+    def _jitted(self, function):
+        options = {} if self.out_shardings is None else {"out_shardings": (self.out_shardings, None)}
+        donated = (0,) if self.donate else ()
+        return jax.jit(function, donate_argnums=donated, compiler_options=self.compiler_options, **options)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One update. The arrays of `state.moving` are gone afterwards if the step donates them."""
@@ -104,6 +113,41 @@ class Step:
             batch = self.place(batch)
         moving, metrics = self.core(state.moving, state.constant, batch)
         return State(**moving, **state.constant), metrics
+
+    def many(self, state: State, data: Any, updates: Any) -> tuple[State, dict[str, jax.Array]]:
+        """Several updates in one dispatch; see `many_fn`, of which this is the jitted form."""
+        moving, metrics = self.core_many(state.moving, state.constant, data, updates)
+        return State(**moving, **state.constant), metrics
+
+    def many_fn(self, state: State, data: Any, updates: Any) -> tuple[State, dict[str, jax.Array]]:
+        """Several updates, unjitted.
+
+        Args:
+          data: arrays [N, …], of all examples what a batch has of some.
+          updates: `rows` int32[M, B], the examples of each, `weights` float32[M, B], and `count` int32[], how many of
+            the M are made.
+
+        Returns:
+          The state, and the metrics float32[M] of every update, 0 for those that were not made.
+        """
+        moving, metrics = self._many(state.moving, state.constant, data, updates)
+        return State(**moving, **state.constant), metrics
+
+    def _many(self, moving, constant, data, updates):
+        def batch(number):
+            rows = updates.rows[number]
+            picked = jax.tree.map(lambda x: x[rows], data)
+            batch = {**picked, "weight": updates.weights[number], "id": rows}
+            return batch if self.spread is None else self.spread(batch)
+
+        def body(number, carry):
+            moving, metrics = carry
+            moving, found = self._core(moving, constant, batch(number))
+            return moving, {name: metrics[name].at[number].set(value) for name, value in found.items()}
+
+        _, shapes = jax.eval_shape(lambda *given: self._core(*given, batch(0)), moving, constant)
+        nothing = {name: jnp.zeros((len(updates.rows), *x.shape), x.dtype) for name, x in shapes.items()}
+        return jax.lax.fori_loop(0, updates.count, body, (moving, nothing))
 
     def fn(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """The step unjitted, for an outer `jit`, `scan` or `vmap`."""
