@@ -84,9 +84,8 @@ def sweep(
     first, shared = engines[chosen[0]], engines[chosen[0]].init()
     states = {key: _begun(engine, shared) for key, engine in engines.items()}
     cache = caching.Cache(first)
-    if cache.why_not() is None:
-        say(f"computing once what crosses the cut ({cache.nbytes / 1e6:.1f} MB)")
-        cache.fill(shared)
+    if cache.why_not(shared) is None:
+        cache.fill(shared, say)
         for engine in engines.values():
             engine.stores.update(first.stores)
     residents = {key: Resident(engine) for key, engine in engines.items()}

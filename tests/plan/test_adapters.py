@@ -175,6 +175,29 @@ def test_dropout_zeroes_its_share_of_what_the_adapter_reads():
     assert abs((seen == 0).mean() - 0.25) < 0.007
 
 
+@pytest.mark.parametrize("rows", [(2, 5), (3, 40)], ids=["beside", "folded"])
+def test_gradients_are_those_of_the_formula(rows):
+    """Of the input, the factors, the bias and a kernel that trains too, whether there are fewer rows than the kernel has
+    or more, in which case the factors are folded into it first. Sums of up to 120 products in another order."""
+    layer = nnx.Linear(12, 16, rngs=nnx.Rngs(0))
+    layer.lora = LoRA(layer, Adapter("lora", rank=3, alpha=6.0), rngs=nnx.Rngs(1))
+    layer.__class__ = adapters.adapted(nnx.Linear, "lora")
+    layer.lora.b.kernel.set_value(jax.random.normal(jax.random.key(0), (3, 16)))
+    graphdef, params = nnx.split(layer)
+    x = jax.random.normal(jax.random.key(1), (*rows, 12))
+
+    def ours(params, x):
+        return jnp.sin(nnx.merge(graphdef, params)(x)).sum()
+
+    def formula(params, x):
+        own = nnx.as_pure(params)
+        change = 2.0 * (x @ own["lora"]["a"]["kernel"]) @ own["lora"]["b"]["kernel"]
+        return jnp.sin(x @ own["kernel"] + own["bias"] + change).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (ours, formula))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
 @pytest.mark.parametrize("mode", [chain.Mode(dropout=True), EVAL])
 def test_adapters_draw_where_their_stage_does(monkeypatch, mode):
     """Each a mask of its own, but one for the adapters of one fused tensor, and another in every step; none where the
