@@ -177,8 +177,8 @@ def test_dropout_zeroes_its_share_of_what_the_adapter_reads():
 
 @pytest.mark.parametrize("rows", [(2, 5), (3, 40)], ids=["beside", "folded"])
 def test_gradients_are_those_of_the_formula(rows):
-    """Of the input, the factors, the bias and a kernel that trains too, whether there are fewer rows than the kernel has
-    or more, in which case the factors are folded into it first. Sums of up to 120 products in another order."""
+    """Of the input, the factors, the bias and a kernel that trains too, whether there are fewer rows than the kernel
+    has or more, in which case the factors are folded into it first. Sums of up to 120 products in another order."""
     layer = nnx.Linear(12, 16, rngs=nnx.Rngs(0))
     layer.lora = LoRA(layer, Adapter("lora", rank=3, alpha=6.0), rngs=nnx.Rngs(1))
     layer.__class__ = adapters.adapted(nnx.Linear, "lora")

@@ -21,6 +21,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.residual import drop_path
@@ -176,13 +177,11 @@ class Block(nnx.Module):
         if halves:
             self.down_norm = LayerNorm(inputs, epsilon=config.norm_eps, rngs=rngs)
             self.down_conv = _conv(config, inputs, width, 2, rngs)
-        self.depthwise = nnx.Conv(
-            width, width, (7, 7), padding=3, feature_group_count=width, kernel_init=init, rngs=rngs
-        )
+        self.depthwise = Conv(width, width, (7, 7), padding=3, feature_group_count=width, kernel_init=init, rngs=rngs)
         self.norm = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
         if config.conv_mlp:
-            self.expand = nnx.Conv(width, 4 * width, (1, 1), kernel_init=init, rngs=rngs)
-            self.reduce = nnx.Conv(4 * width, width, (1, 1), kernel_init=init, rngs=rngs)
+            self.expand = Conv(width, 4 * width, (1, 1), kernel_init=init, rngs=rngs)
+            self.reduce = Conv(4 * width, width, (1, 1), kernel_init=init, rngs=rngs)
         else:
             self.up = nnx.Linear(width, 4 * width, kernel_init=init, rngs=rngs)
             self.down = nnx.Linear(4 * width, width, kernel_init=init, rngs=rngs)

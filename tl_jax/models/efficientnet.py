@@ -23,6 +23,7 @@ from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation
 from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
@@ -190,8 +191,8 @@ class SqueezeExcite(nnx.Module):
     """Channels weighted by what the whole image shows (Hu et al. 2017)."""
 
     def __init__(self, width: int, inner: int, act: str, *, rngs: nnx.Rngs):
-        self.reduce = nnx.Conv(width, inner, (1, 1), rngs=rngs)
-        self.expand = nnx.Conv(inner, width, (1, 1), rngs=rngs)
+        self.reduce = Conv(width, inner, (1, 1), rngs=rngs)
+        self.expand = Conv(inner, width, (1, 1), rngs=rngs)
         self.act = act
 
     def __call__(self, x_BHWC):

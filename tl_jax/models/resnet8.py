@@ -20,6 +20,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import KERAS, Source, batch_norms, keras, published_fields
 
@@ -80,7 +81,7 @@ class Block(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
         self.layers = nnx.List([_layer(inputs, outputs, stride, rngs), _layer(outputs, outputs, 1, rngs)])
         short = {"strides": stride, "kernel_init": nnx.initializers.he_normal(), "rngs": rngs}
-        self.shortcut = nnx.Conv(inputs, outputs, (1, 1), **short) if stride > 1 else None
+        self.shortcut = Conv(inputs, outputs, (1, 1), **short) if stride > 1 else None
         self.drop_path = 0.0
 
     def __call__(self, x_BHWC, context: Context):

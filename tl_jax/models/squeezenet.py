@@ -24,6 +24,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
+from tl_jax.nn.convolution import Conv
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("squeezenet", "SqueezeNet")
@@ -97,9 +98,9 @@ class Block(nnx.Module):
     """`fire`: few channels by a 1x1 convolution, then a 1x1 and a 3x3 one side by side."""
 
     def __init__(self, inputs: int, inner: int, halves: bool, *, rngs: nnx.Rngs):
-        self.squeeze = nnx.Conv(inputs, inner, (1, 1), rngs=rngs)
-        self.expand_1 = nnx.Conv(inner, 4 * inner, (1, 1), rngs=rngs)
-        self.expand_3 = nnx.Conv(inner, 4 * inner, (3, 3), padding=1, rngs=rngs)
+        self.squeeze = Conv(inputs, inner, (1, 1), rngs=rngs)
+        self.expand_1 = Conv(inner, 4 * inner, (1, 1), rngs=rngs)
+        self.expand_3 = Conv(inner, 4 * inner, (3, 3), padding=1, rngs=rngs)
         self.halves = halves
 
     def __call__(self, x_BHWC, context: Context):

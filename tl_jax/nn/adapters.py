@@ -165,8 +165,8 @@ KINDS = {"lora": LoRA, "dora": LoRA, "ia3": IA3, "bottleneck": Bottleneck}
 
 
 def _pays(layer: nnx.Module, x: jax.Array) -> bool:
-    """Whether to fold a LoRA into its kernel first: in float32, as a kernel in few bits would swallow the change, and for
-    more rows than the kernel has, so that folding is the smaller product."""
+    """Whether to fold a LoRA into its kernel first: in float32, as a kernel in few bits would swallow the change, and
+    for more rows than the kernel has, so that folding is the smaller product."""
     if not isinstance(layer, nnx.Linear) or not x.dtype == layer.kernel.dtype == jnp.float32:
         return False
     return x.size // x.shape[-1] >= max(layer.kernel.shape)
@@ -174,7 +174,7 @@ def _pays(layer: nnx.Module, x: jax.Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _product(x, kernel, a, b, scale):
-    """x @ (kernel + scale · a b), whose backward pass has two thin products less than that of x @ kernel + scale · x a b.
+    """The product of x and kernel + scale · a b, with two thin products less than x @ kernel + scale · x a b takes.
 
     Folded anew in the backward pass, so that nothing of the kernel's size is kept.
     """
@@ -220,5 +220,6 @@ def _first(layer: nnx.Module, rank: int, rngs: nnx.Rngs) -> nnx.Module:
         kernel_dilation=layer.kernel_dilation,
         use_bias=False,
         kernel_init=init,
+        conv_general_dilated=layer.conv_general_dilated,
         rngs=rngs,
     )

@@ -9,6 +9,7 @@ from flax import nnx
 
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.norm import BatchNorm
 
 
@@ -37,7 +38,7 @@ class ConvNorm(nnx.Module):
         momentum: float = 0.9,
         rngs: nnx.Rngs,
     ):
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             inputs,
             outputs,
             (size, size) if isinstance(size, int) else size,

@@ -1,0 +1,128 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions that XLA is slow at on CPUs, by other means there; elsewhere they are `jax.lax.conv_general_dilated`.
+
+    layer = Conv(64, 64, (7, 7), padding=3, feature_group_count=64, rngs=rngs)        # an `nnx.Conv`
+
+A kernel of one place is a matrix product. A depthwise kernel is as many shifted multiplications and additions as it has
+places, which fuse into one pass; its gradient in the input is another such, that in the kernel a sum for each place.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def convolve(x, kernel, strides, padding, *, feature_group_count: int = 1, **options: Any) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, channels last.
+
+    Args:
+      x: float[B, …, inputs].
+      kernel: float[…, inputs / groups, outputs].
+      strides, padding, feature_group_count, options: as there.
+    """
+    size = kernel.shape[:-2]
+    dilated = {*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} - {1}
+    pads = tuple(lax.padtype_to_pads(x.shape[1:-1], size, strides, padding)) if isinstance(padding, str) else padding
+    form = tuple(strides), tuple(map(tuple, pads)), feature_group_count, tuple(sorted(options.items()))
+    depthwise = 1 < feature_group_count == x.shape[-1] == kernel.shape[-1]
+    single = feature_group_count == 1 and {*size} == {1} and not any(map(any, pads))
+    if dilated or not (depthwise or single):
+        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
+    return _other(x, kernel, form)
+
+
+Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
+
+
+def _usual(form, x, kernel):
+    strides, pads, groups, options = form
+    return lax.conv_general_dilated(x, kernel, strides, pads, feature_group_count=groups, **dict(options))
+
+
+# Which means are used is decided where a program is compiled, for every platform that it is compiled for.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _other(x, kernel, form):
+    on_cpu = _pointwise if form[2] == 1 else _depthwise
+    return lax.platform_dependent(
+        x, kernel, cpu=functools.partial(on_cpu, form), default=functools.partial(_usual, form)
+    )
+
+
+def _forward(x, kernel, form):
+    return _other(x, kernel, form), (x, kernel)
+
+
+def _backward(form, kept, given):
+    def usual(x, kernel, given):
+        return jax.vjp(functools.partial(_usual, form), x, kernel)[1](given)
+
+    on_cpu = _pointwise_back if form[2] == 1 else _depthwise_back
+    return lax.platform_dependent(*kept, given, cpu=functools.partial(on_cpu, form), default=usual)
+
+
+_other.defvjp(_forward, _backward)
+
+
+def _pointwise(form, x, kernel):
+    return _every(x, form[0]) @ kernel.reshape(kernel.shape[-2:])
+
+
+def _pointwise_back(form, x, kernel, given):
+    matrix, seen = kernel.reshape(kernel.shape[-2:]), _every(x, form[0])
+    change = jnp.tensordot(seen, given, (tuple(range(x.ndim - 1)),) * 2, preferred_element_type=jnp.float32)
+    return _spaced(given @ matrix.T, form[0], x.shape), change.astype(kernel.dtype).reshape(kernel.shape)
+
+
+def _every(x, strides: Sequence[int]):
+    """Every so manieth place."""
+    return x[(slice(None), *(slice(None, None, stride) for stride in strides))]
+
+
+def _spaced(x, strides: Sequence[int], shape: Sequence[int]):
+    """The same with zeros between its places, and behind them up to the shape."""
+    zeros = [
+        (0, size - (have - 1) * stride - 1, stride - 1) for size, have, stride in zip(shape[1:], x.shape[1:], strides)
+    ]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+
+
+def _depthwise(form, x, kernel):
+    return _weighted(_windows(form, x, kernel), kernel).astype(x.dtype)
+
+
+def _windows(form, x, kernel):
+    """(place in the kernel, what it sees) of every place."""
+    strides, pads, _, _ = form
+    padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    counts = [(size - window) // stride + 1 for size, window, stride in zip(padded.shape[1:], kernel.shape, strides)]
+    for place in itertools.product(*map(range, kernel.shape[:-2])):
+        ends = [start + (count - 1) * stride + 1 for start, count, stride in zip(place, counts, strides)]
+        yield place, padded[(slice(None), *(slice(*part) for part in zip(place, ends, strides)))]
+
+
+def _weighted(windows, kernel):
+    """float32: the sum of all that is seen times the kernel there."""
+    return sum(seen.astype(jnp.float32) * kernel[place][0].astype(jnp.float32) for place, seen in windows)
+
+
+def _depthwise_back(form, x, kernel, given):
+    strides, pads, _, _ = form
+    size, axes = kernel.shape[:-2], tuple(range(x.ndim - 1))
+    wide = given.astype(jnp.float32)
+    change = [jnp.sum(seen.astype(jnp.float32) * wide, axis=axes) for _, seen in _windows(form, x, kernel)]
+    # A place of the input is seen by the places of the kernel in reverse.
+    ends = [
+        (window - 1 - low, low + have - (out - 1) * stride - 1, stride - 1)
+        for window, (low, _), have, out, stride in zip(size, pads, x.shape[1:], given.shape[1:], strides)
+    ]
+    spread = lax.pad(given, jnp.zeros((), given.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    form = (1,) * len(size), ((0, 0),) * len(size), form[2], ()
+    back = _depthwise(form, spread, jnp.flip(kernel, range(len(size))))
+    return back.astype(x.dtype), jnp.stack(change).astype(kernel.dtype).reshape(kernel.shape)
