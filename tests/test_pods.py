@@ -58,9 +58,9 @@ jax.distributed.shutdown()
 sys.exit(75)
 """
 _WAITING = """
-import signal, sys, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-print("up", flush=True)
+os.write(1, b"up\\n")  # In one piece: print() writes word and line end one by one where PYTHONUNBUFFERED is set.
 time.sleep(60)
 """
 
@@ -124,13 +124,13 @@ def test_slurm_starts_a_process_a_node_and_requeues_what_saved(tmp_path):
 def test_slurm_hands_the_signal_on_and_waits(tmp_path):
     """A SIGTERM to the script reaches the processes, not srun, and the script outlives it to put the job back."""
     env = cluster(tmp_path, _WAITING)
-    running = subprocess.Popen(["bash", str(_PODS / "slurm.sh")], env=env, stdout=subprocess.PIPE, text=True)
-    try:
-        assert [running.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
-        running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=30)
-    finally:
-        running.kill()
+    with subprocess.Popen(["bash", str(_PODS / "slurm.sh")], env=env, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert [running.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+            running.send_signal(signal.SIGTERM)
+            running.communicate(timeout=30)
+        finally:
+            running.kill()
     asked = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert running.returncode == 75 and asked == ["srun", "scancel", "scontrol"]
 

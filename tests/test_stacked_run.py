@@ -128,5 +128,5 @@ def test_an_optimizer_that_measures_kernels_trains_no_stack(exp):
 
 
 def test_auto_leaves_blocks_alone_on_a_cpu(exp):
-    """There the loop runs slower than what it replaces."""
+    """There a deep network's step takes longer so."""
     assert not build(makers.changed(exp, train__scan="auto")).stacks

@@ -238,7 +238,7 @@ class Train:
       resident: keep the training set on the devices and make the updates between two lines of the log in one dispatch:
         `auto` where that helps and fits, `on` or a refusal that says why not, `off` never. See `tl_jax.resident`.
       scan: hold equal blocks as one and compile one of them, see `core.stacks`: `on`, `off`, or `auto`, which does so
-        for 24 of them or more, and never on a CPU, where the loop runs slower than what it replaces.
+        for 24 of them or more, and never on a CPU, where a deep one runs a fifth slower.
       restore_best: test the best checkpoint by validation instead of the last.
       mixup, cutmix: mix the training images of a batch in pairs, by blending or by a box, and their labels with them; a
         number is the alpha of the shares' Beta distribution, 0 for never. Both: one or the other in every batch.

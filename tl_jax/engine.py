@@ -257,8 +257,11 @@ class Engine:
         batch = self.place(batch)
         if "weight" not in batch:
             batch["weight"] = jnp.ones(len(batch[self.checkpoint.family.INPUTS[0]]), jnp.float32)
-        cut = tuple(self.plan.cut.values()) if "crossing" in batch else (0,) * len(self.chains)
-        return self.forward(state.adapted, batch, cut)
+        return self.forward(state.adapted, batch, self.cut_of(batch))
+
+    def cut_of(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
+        """By chain, how many stages a batch has behind it: those below the cut where it brings what crosses it."""
+        return tuple(self.plan.cut.values()) if "crossing" in batch else (0,) * len(self.chains)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A batch of this process' rows as global arrays, sharded by example; arrays on devices stay."""

@@ -42,10 +42,14 @@ class Updates(NamedTuple):
 
 
 class Resident:
-    """The training set of one phase."""
+    """The training set of one phase.
 
-    def __init__(self, engine):
-        self._engine = engine
+    Args:
+      most: updates that a dispatch makes at most; `train.log_every` where None.
+    """
+
+    def __init__(self, engine, most: int | None = None):
+        self._engine, self._most = engine, engine.exp.train.log_every if most is None else most
         self._examples, self._transform, self._plan = engine.source(engine.sets["train"], engine.train_plan, True)
         self.data: dict[str, Any] | None = None
 
@@ -105,7 +109,7 @@ class Resident:
         """Dispatches that make the run's updates [start, stop), each with their number.
 
         Args:
-          pause: updates done -> when something else is to happen next; at most `train.log_every` later.
+          pause: updates done -> when something else is to happen next; no later than a dispatch reaches.
         """
         while start < stop:
             until = min(pause(start), stop)
@@ -113,8 +117,8 @@ class Resident:
             start = until
 
     def told(self, start: int, stop: int) -> Updates:
-        """The run's updates [start, stop), at most `train.log_every` of them; what is left of the rows goes unread."""
-        most, last = self._engine.exp.train.log_every, stop - 1
+        """The run's updates [start, stop), no more than a dispatch makes; what is left of the rows goes unread."""
+        most, last = self._most, stop - 1
         assert start < stop <= start + most, (start, stop, most)
         rows, weights, _ = zip(*(self._plan.batch(min(start + number, last)) for number in range(most)))
         return Updates(np.stack(rows).astype(np.int32), np.stack(weights), np.int32(stop - start))

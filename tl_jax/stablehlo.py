@@ -36,6 +36,8 @@ from tl_jax.engine import Engine
 from tl_jax.parallel import sharding
 from tl_jax.runs import open_run
 
+# By which of them a network says that it must know a size, or that a platform lacks an operation, depends on its code.
+_UNKNOWN_SIZE = (jax.errors.InconclusiveDimensionOperation, TypeError, ValueError, NotImplementedError)
 PROGRAM, WEIGHTS, ABOUT = "model.stablehlo", "model.safetensors", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 _CALL = (
@@ -105,8 +107,9 @@ def lowered(
     def attempt(batch, names):
         try:
             return export.export(function, platforms=names)(shapes, batch)
-        # By which of JAX's errors a network says that it must know a size depends on its code.
-        except Exception as error:
+        except UserError:
+            raise
+        except _UNKNOWN_SIZE as error:
             failures.append(error)
 
     for batch in _batches(example, longest):

@@ -34,7 +34,7 @@ def mark(engine, stretch: Stretch, anchor: Anchor | None) -> Chains:
     asked, plan = engine.exp.train.scan, stretch.plan
     least = 2 if asked == "on" else _LEAST
     if asked == "off" or asked == "auto" and jax.default_backend() == "cpu":
-        return stacks.mark(engine.chains, lambda stage: None, len(plan.modes) + 1)
+        return engine.chains
     held = anchor.loaded if anchor is not None else ()
     forms = engine.quantized.forms.values() if engine.quantized is not None else ()
     moved = [path for each in engine.stretches for path in (*each.plan.trained, *each.plan.moving)]

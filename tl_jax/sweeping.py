@@ -25,7 +25,7 @@ from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine, build, read_sets
 from tl_jax.resident import Resident, Updates
 from tl_jax.runs import chosen_metric
-from tl_jax.train import evaluate
+from tl_jax.train import evaluate, loop
 from tl_jax.train.state import State
 
 # What points may differ in.
@@ -70,7 +70,7 @@ def sweep(
         what = f"differ in {shorten(unknown)}" if unknown else "are none"
         raise UserError("points of a sweep", what, f"give values of {', '.join(FIELDS)}")
     sets = read_sets(exp.data) if data is None else data
-    exp = _plain(exp, sets)
+    exp = _plain(exp)
     # One engine for all points that differ in their rates alone.
     engines: dict[tuple, Engine] = {}
     chosen, rates = [], []
@@ -82,25 +82,26 @@ def sweep(
         chosen.append(key)
         rates.append(one.optimizer.learning_rate)
     first, shared = engines[chosen[0]], engines[chosen[0]].init()
-    states = {key: _begun(engine, shared) for key, engine in engines.items()}
+    states = {key: shared if engine is first else _begun(engine, shared) for key, engine in engines.items()}
+    every = exp.train.eval_every or first.steps_per_epoch
     cache = caching.Cache(first)
     if cache.why_not(shared) is None:
         cache.fill(shared, say)
         for engine in engines.values():
             engine.stores.update(first.stores)
-    residents = {key: Resident(engine) for key, engine in engines.items()}
+    residents = {key: Resident(engine, every) for key, engine in engines.items()}
     reason = residents[chosen[0]].why_not()
     if reason is not None:
         raise UserError("sweep", f"needs the training set on the devices, but {reason}", "run the points one by one")
     residents[chosen[0]].load()
     say(f"{len(points)} runs of {first.steps} steps side by side")
 
-    moving, keys = (_stacked([states[key][part] for key in chosen]) for part in (0, 1))
+    moving, keys = (_stacked([getattr(states[key], part) for key in chosen]) for part in ("moving", "key"))
     decays = _stacked([dict(engines[key].plan.decay) for key in chosen])
     together = _Together(first, shared, residents[chosen[0]].data)
     best = _Best(first, len(points))
-    for start in range(0, first.steps, exp.train.log_every):
-        pause = min(start + exp.train.log_every, first.steps)
+    for start in range(0, first.steps, every):
+        pause = min(start + every, first.steps)
         told = {key: resident.told(start, pause) for key, resident in residents.items()}
         updates = Updates(*_stacked([told[key][:2] for key in chosen]), told[chosen[0]].count)
         moving = together.train(moving, keys, jnp.asarray(rates, jnp.float32), decays, updates)
@@ -111,8 +112,8 @@ def sweep(
     return [Found(dict(point), int(step), dict(seen), dict(test)) for point, step, seen, test in rows]
 
 
-def _plain(exp: config.Experiment, sets: Mapping[str, Examples]) -> config.Experiment:
-    """The config with one dispatch between two evaluations.
+def _plain(exp: config.Experiment) -> config.Experiment:
+    """The config without what a run alone may have.
 
     Raises:
       UserError: what a sweep does not do.
@@ -127,13 +128,12 @@ def _plain(exp: config.Experiment, sets: Mapping[str, Examples]) -> config.Exper
     mistakes = [name for name, value in asked.items() if value]
     if mistakes:
         raise UserError("sweep", f"takes no {shorten(mistakes)}", "leave them out, or run the points one by one")
-    every = train.eval_every or build(exp, data=sets).steps_per_epoch
-    train = dataclasses.replace(train, resident="on", scan="off", log_every=every)
+    train = dataclasses.replace(train, resident="on", scan="off")
     return dataclasses.replace(exp, train=train, baseline={}, profile=None)
 
 
-def _begun(engine: Engine, shared: State) -> tuple[dict[str, Any], jax.Array]:
-    """What moves in a run of its own at step 0, and its key.
+def _begun(engine: Engine, shared: State) -> State:
+    """The state of a run at step 0, with what is frozen in common.
 
     Raises:
       UserError: what is frozen there is not what is shared.
@@ -143,7 +143,7 @@ def _begun(engine: Engine, shared: State) -> tuple[dict[str, Any], jax.Array]:
     if odd:
         what = f"needs what is frozen to be the same for every seed; {shorten(odd)} is drawn anew"
         raise UserError("sweep", what, "let it train, or give all points one seed")
-    return state.moving, state.key
+    return dataclasses.replace(state, frozen=shared.frozen)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -188,8 +188,7 @@ class _Together:
         examples = engine.sets[split]
 
         def outputs(_, batch):
-            cut = tuple(engine.plan.cut.values()) if "crossing" in batch else (0,) * len(engine.chains)
-            found = self._outputs(moving, self._frozen, batch, cut)
+            found = self._outputs(moving, self._frozen, batch, engine.cut_of(batch))
             alone = ("weight", "id")
             return {name: x[0] if name in alone else jnp.moveaxis(x, 0, 1) for name, x in found.items()}
 
@@ -222,16 +221,13 @@ class _Best:
         better = np.ones(len(self.steps), bool)
         if self._keeps and self.moving is not None:
             pairs = zip(found, self.found)
-            better = np.array([self._beats(new[self._metric], old[self._metric]) for new, old in pairs])
+            better = np.array([loop.beats(new[self._metric], old[self._metric], self._larger) for new, old in pairs])
         self.steps[better] = step
         if found is not None:
             self.found = [new if wins else old for new, old, wins in zip(found, self.found, better)]
         # Copies: the next updates take the memory of what they replace.
         before = moving if self.moving is None else self.moving
         self.moving = _chosen(jnp.asarray(better), moving, before)
-
-    def _beats(self, new: float, old: float) -> bool:
-        return new != old and (new > old) == self._larger
 
 
 @jax.jit

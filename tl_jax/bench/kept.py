@@ -8,13 +8,13 @@ On random examples in the shapes of the config, see `bench.synthetic`; both take
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 
 import jax
 
-from tl_jax import caching, config
+from tl_jax import caching
+from tl_jax.bench import words
 from tl_jax.bench.step import WARMUP, StepBench, bench_engine, first_batch
 from tl_jax.core.errors import UserError
 from tl_jax.report.table import markdown
@@ -22,13 +22,8 @@ from tl_jax.report.table import markdown
 
 def main(argv: Sequence[str]) -> None:
     """Run both in turns and print a table."""
-    given, overrides = {"classes": "2", "steps": "20", "repeats": "3"}, {}
-    for word in argv:
-        name, _, value = word.removeprefix("--").partition("=")
-        (overrides if name.startswith("config.") else given)[name.removeprefix("config.")] = value
-    if "config" not in given:
-        raise UserError("kept", "--config must be given", "see the head of this module")
-    engine = bench_engine(config.load(given["config"], overrides), int(given["classes"]))
+    exp, given = words.read(argv, {"classes": "2", "steps": "20", "repeats": "3"})
+    engine = bench_engine(exp, int(given["classes"]))
     cache, state = caching.Cache(engine), engine.init()
     if not cache.pays:
         raise UserError("plan", "leaves no block below the cut", "train less, as plan.preset=last_n does")
@@ -62,7 +57,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    words.run(main)

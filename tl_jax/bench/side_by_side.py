@@ -11,26 +11,20 @@ everything: reading, the features that cross the cut, compilation, training, val
 
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 
-from tl_jax import config, runs
-from tl_jax.core.errors import UserError
+from tl_jax import runs
+from tl_jax.bench import words
 from tl_jax.report.table import markdown
 from tl_jax.sweeping import sweep
 
 
 def main(argv: Sequence[str]) -> None:
     """Run both in turns and print a table."""
-    given, overrides = {"rates": "16", "seeds": "3", "repeats": "3"}, {}
-    for word in argv:
-        name, _, value = word.removeprefix("--").partition("=")
-        (overrides if name.startswith("config.") else given)[name.removeprefix("config.")] = value
-    if "config" not in given:
-        raise UserError("side_by_side", "--config must be given", "see the head of this module")
-    exp = dataclasses.replace(config.load(given["config"], overrides), baseline={})
+    exp, given = words.read(argv, {"rates": "16", "seeds": "3", "repeats": "3"})
+    exp = dataclasses.replace(exp, baseline={})
     rates, seeds, middle = int(given["rates"]), int(given["seeds"]), exp.optimizer.learning_rate
     points = [
         {"optimizer.learning_rate": middle * 10 ** (2 * number / max(rates - 1, 1) - 1), "seed": seed}
@@ -45,20 +39,15 @@ def main(argv: Sequence[str]) -> None:
             runs.run(exp, f"{folder}/run", quiet=True)
             one.append(time.perf_counter() - began)
         began = time.perf_counter()
-        found = sweep(exp, points)
+        sweep(exp, points)
         many.append(time.perf_counter() - began)
-    best = max(found, key=lambda each: each.validation[exp.train.metric or "accuracy"])
     alone = statistics.median(one)
     rows = [
         {"": name, "seconds": f"{statistics.median(values):.1f}", "ratio": f"{statistics.median(values) / alone:.2f}"}
         for name, values in seconds.items()
     ]
     print(markdown(rows, ["", "seconds", "ratio"]))
-    print(f"best: {best.point}, test {dict(best.test)}")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    words.run(main)

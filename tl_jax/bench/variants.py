@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_jax import config
+from tl_jax.bench import words
 from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.report.table import markdown
@@ -145,13 +146,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Run everything that is asked for and print the table."""
-    given, overrides = {"labels": "all", "seeds": "0", "of": "methods", "workdir": "runs/variants", "only": ""}, {}
-    for word in argv:
-        name, _, value = word.removeprefix("--").partition("=")
-        (overrides if name.startswith("config.") else given)[name.removeprefix("config.")] = value
-    missing = [f"--{name}" for name in ("config", "steps") if name not in given]
-    if missing:
-        raise UserError("variants", f"{' and '.join(missing)} must be given", "see the head of this module")
+    usual = {"labels": "all", "seeds": "0", "of": "methods", "workdir": "runs/variants", "only": "", "steps": None}
+    exp, given = words.read(argv, usual)
     chosen = _SETS[given["of"]] if given["of"] in _SETS else json.loads(pathlib.Path(given["of"]).read_text())
     only = [name for name in given["only"].split(",") if name] or list(chosen)
     for name in only:
@@ -161,7 +157,6 @@ def main(argv: Sequence[str]) -> None:
     lengths = [int(text) for text in given["steps"].split(",")]
     if len(lengths) != len(sizes):
         raise UserError("--steps", f"has {len(lengths)} numbers, --labels has {len(sizes)}", "give one for each")
-    exp = config.load(given["config"], overrides)
     home, rows = pathlib.Path(given["workdir"]), []
     for seed in map(int, given["seeds"].split(",")):
         for labels, steps in zip(sizes, lengths):
@@ -176,7 +171,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    words.run(main)

@@ -240,15 +240,15 @@ def run_stages(
       first: the number of `stages[0]`.
     """
     mutable: Params = {}
-    for stack, run in itertools.groupby(stages, lambda stage: stage.stack):
+    for _, run in itertools.groupby(stages, lambda stage: stage.stack or stage.name):
         run = tuple(run)
-        if stack is not None:
-            carry, changed = _run_stack(run, params, carry, modes(run[0].name), key, first, dtype)
-            mutable.update(changed)
-        for number, stage in enumerate(run if stack is None else (), first):
-            own = None if key is None else jax.random.fold_in(key, number)
-            carry, changed = run_stage(stage, params, carry, modes(stage.name), own, dtype)
-            mutable.update(changed)
+        mode = modes(run[0].name)
+        if run[0].stack is not None:
+            carry, changed = _run_stack(run, params, carry, mode, key, first, dtype)
+        else:
+            own = None if key is None else jax.random.fold_in(key, first)
+            carry, changed = run_stage(run[0], params, carry, mode, own, dtype)
+        mutable.update(changed)
         first += len(run)
     return carry, mutable
 

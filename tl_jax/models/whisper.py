@@ -116,7 +116,7 @@ class Stem(nnx.Module):
         # Features are float32 whatever the network computes in, and the wider dtype would spread from here.
         x_BTD = x_BTM.astype(self.convs[0].kernel.dtype)
         for conv in self.convs:
-            x_BTD = jax.nn.gelu(conv(x_BTD), approximate=False)
+            x_BTD = activation("gelu")(conv(x_BTD))
         # Published with the weights, but never trained.
         return dropout(x_BTD + jax.lax.stop_gradient(self.position[...]), self.dropout, context.key)
 

@@ -174,10 +174,15 @@ def _log(number: int, window: list[tuple[int, dict]], checksum: int, tell) -> No
 def _judge(progress: Progress, metric: float, pace: Pace) -> None:
     if np.isnan(metric):
         raise UserError("train.metric", "is undefined on the validation split", "choose another, such as accuracy")
-    better = progress.best is None or (metric > progress.best) == pace.larger_is_better and metric != progress.best
+    better = progress.best is None or beats(metric, progress.best, pace.larger_is_better)
     progress.best = metric if better else progress.best
     progress.since_best = 0 if better else progress.since_best + 1
     progress.stopped_early = pace.patience is not None and progress.since_best >= pace.patience
+
+
+def beats(new: float, old: float, larger_is_better: bool) -> bool:
+    """Whether a metric is better than another; not where they are equal."""
+    return new != old and (new > old) == larger_is_better
 
 
 def _asked_to_stop(stop: StopRequest | None, number: int) -> bool:
