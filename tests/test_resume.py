@@ -13,6 +13,7 @@ import pytest
 import resuming
 
 from tl_jax import runs
+from tl_jax.config import Phase, Plan
 from tl_jax.report import metrics
 from tl_jax.train.callbacks import Callback
 from tl_jax.train.stopping import Stopped
@@ -78,6 +79,17 @@ def images(home):
 
 
 @pytest.fixture(scope="module")
+def phased(home):
+    """The head, then norms with it, then LoRA with it, 4 steps each, over an nf4 base and with averages."""
+    makers.bert(home / "wide", hidden_size=64, intermediate_size=128, num_hidden_layers=1)
+    exp = makers.text_run(home, epochs=None, steps=4, log_every=1, save_every=3, eval_every=4, ema=0.9)
+    phases = tuple(Phase(Plan(train=train), steps=4) for train in (("head/.*",), ("head/.*", ".*norm/.*")))
+    plan = {"plan__preset": "lora", "plan__rank": 2, "plan__lr": (), "plan__quantize": "nf4"}
+    exp = makers.changed(exp, model__pretrained=str(home / "wide"), data__buckets=(), phases=phases, **plan)
+    return makers.write_config(exp, home / "phased.json")
+
+
+@pytest.fixture(scope="module")
 def alone(home, texts):
     """One process: a run that nothing stopped, and one that was killed, stopped by a signal, and went on."""
     outcomes = {"unbroken": launch(texts, home / "one")}
@@ -122,6 +134,17 @@ def test_one_process_goes_on_as_if_nothing_had_happened(alone, home):
     for rc, _, err in (*alone["unbroken"], *alone["gone on"]):
         assert rc == 0, err
     resuming.assert_same_run(home / "killed_one", home / "one")
+
+
+def test_a_kill_in_every_phase_changes_no_bit(home, phased):
+    """SIGKILL before the first save, right after a phase's first step and within the last phase: moments, averages and
+    the quantised base are those of the run that was left alone."""
+    outcomes = [launch(phased, home / "phases", "SIGKILL", step) for step in (2, 5, 10)]
+    assert [rc for ((rc, _, _),) in outcomes] == [-9] * 3
+    for workdir in (home / "phases", home / "phases_alone"):
+        [(rc, _, err)] = launch(phased, workdir)
+        assert rc == 0, err
+    resuming.assert_same_run(home / "phases", home / "phases_alone")
 
 
 def test_a_second_signal_ends_at_once(home, texts):

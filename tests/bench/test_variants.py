@@ -10,6 +10,7 @@ import pytest
 
 from tl_jax import config
 from tl_jax.bench import variants
+from tl_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize("of", ["methods", "remedies"])
@@ -43,6 +44,8 @@ def test_a_run_leaves_its_figures_and_is_not_made_again(tmp_path, monkeypatch):
     assert all(run["peak_bytes"] > 1e8 for run in results)
     monkeypatch.setattr(variants.subprocess, "Popen", None)
     variants.main([*words, f"--workdir={tmp_path / 'runs'}"])
+    with pytest.raises(UserError, match="0: holds a run of another config; give another --workdir"):
+        variants.main([*words, f"--workdir={tmp_path / 'runs'}", "--config.optimizer.learning_rate=0.5"])
 
 
 def test_the_table_has_a_line_for_each_variant_and_size():

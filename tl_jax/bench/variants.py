@@ -62,6 +62,7 @@ def variant(exp: config.Experiment, overrides: Mapping[str, Any], labels: int | 
     Args:
       overrides: as `baseline` takes them, but for `optimizer.learning_rate`, a multiple of the config's.
       labels: training examples of each class; None for all there are.
+      steps: of the whole run.
     """
     rate = exp.optimizer.learning_rate * overrides.get("optimizer.learning_rate", 1.0)
     fixed = {"data.per_class": labels, "seed": seed, "data.split_seed": seed, "optimizer.learning_rate": rate}
@@ -72,7 +73,8 @@ def variant(exp: config.Experiment, overrides: Mapping[str, Any], labels: int | 
         rates = {"learning_rate": rate * exp.recipe.lr}
         exp = dataclasses.replace(exp, recipe=config.Recipe(), phases=(dataclasses.replace(first, optimizer=rates),))
         steps -= steps // 3
-    length = {"steps": steps, "epochs": None, "eval_every": max(1, steps // 4)}
+    # Half-way and at the end: looking costs small runs more than learning.
+    length = {"steps": steps, "epochs": None, "eval_every": -(-steps // 2)}
     return dataclasses.replace(exp, train=dataclasses.replace(exp.train, **length))
 
 
@@ -81,12 +83,18 @@ def measure(exp: config.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
 
     `cpu_seconds` are those of all cores over the whole process, so that a busy machine changes them little;
     `peak_bytes` is its largest resident memory, `checkpoint_bytes` the size of the last checkpoint.
+
+    Raises:
+      UserError: the folder holds a run of another config, or the run failed.
     """
-    run, costs = workdir / "run", workdir / "process.json"
+    run, costs, asked = workdir / "run", workdir / "process.json", workdir / "asked.json"
+    wanted = json.dumps(config.to_dict(exp))
+    if asked.exists() and asked.read_text() != wanted:
+        raise UserError(str(workdir), "holds a run of another config", "give another --workdir")
     if not costs.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "asked.json").write_text(json.dumps(config.to_dict(exp)))
-        words = [f"--config={workdir / 'asked.json'}", f"--workdir={run}", "--quiet"]
+        asked.write_text(wanted)
+        words = [f"--config={asked}", f"--workdir={run}", "--quiet"]
         start = "import sys; from tl_jax.cli import main; main(['launch.py', *sys.argv[1:]])"
         process = subprocess.Popen([sys.executable, "-c", start, *words], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
