@@ -26,9 +26,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tl_jax import provenance
+from tl_jax.core.barriers import compiler_options
 from tl_jax.core.chain import EVAL
 from tl_jax.core.errors import UserError
-from tl_jax.core.quantized import compiler_options
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.parallel import sharding
 from tl_jax.plan import cut
@@ -261,7 +261,7 @@ class Cache:
                 (batch["id"], batch["weight"], crossing), sharding.replicated(engine.mesh)
             )
 
-        return jax.jit(run, compiler_options=compiler_options(engine.exp.plan.quantize))
+        return jax.jit(run, compiler_options=compiler_options())
 
     @functools.cached_property
     def _kept(self):

@@ -23,9 +23,9 @@ import optax
 
 from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies, stacking
 from tl_jax.core import chain, plugins
+from tl_jax.core.barriers import compiler_options
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
-from tl_jax.core.quantized import compiler_options
 from tl_jax.core.stacks import Stacks
 from tl_jax.data import pipeline, splits, views
 from tl_jax.data.batches import BatchPlan
@@ -121,7 +121,6 @@ class Engine:
             place=other.place,
             spread=functools.partial(sharding.spread_batch, mesh=self.mesh),
             out_shardings=other.shardings(),
-            compiler_options=compiler_options(exp.plan.quantize),
         )
         return dataclasses.replace(other, step=step)
 
@@ -489,7 +488,7 @@ def build(
 def _forward(model, chains, task, exp, mesh):
     """(params, batch, cut) -> what `Engine.eval_step` returns; `cut` is that of what the batch brings, by chain."""
 
-    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options(exp.plan.quantize))
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
     def forward(params, batch, cut_at):
         below = dict(zip(chains, cut_at, strict=True))
         crossing = batch.get("crossing", {})

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import caching, config, evaluation
+from tl_jax.core.barriers import compiler_options
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine, build, read_sets
@@ -168,8 +169,8 @@ class _Together:
         self._frozen, self._anchor = shared.frozen, shared.anchor
         # All make as many updates: a count of each one's own would run the loop by masks.
         axes = (0, 0, 0, 0, Updates(0, 0, None), None, None)
-        self._train = jax.jit(jax.vmap(self._one, in_axes=axes), donate_argnums=0)
-        self._outputs = jax.jit(self._forwards, static_argnums=3)
+        self._train = jax.jit(jax.vmap(self._one, in_axes=axes), donate_argnums=0, compiler_options=compiler_options())
+        self._outputs = jax.jit(self._forwards, static_argnums=3, compiler_options=compiler_options())
 
     def train(self, moving, keys, rates, decays, updates: Updates):
         """All runs after these updates."""

@@ -12,9 +12,9 @@ from tl_jax.core import projected
 from tl_jax.core.projected import Factors
 
 _ROWS, _TIME, _WIDTH, _WORDS = 3, 7, 8, 50
-# Scores of one column of time: seven parts; of two: four, the last filled up; of all.
-_ONE, _TWO = _ROWS * _WORDS * 4, 2 * _ROWS * _WORDS * 4
-_LIMITS = [_ONE, _TWO, projected.LIMIT]
+# Scores of one column of time: seven parts; somewhat more: four, the last filled up; of two: few enough to be kept.
+_ONE, _MORE, _TWO = (columns * _ROWS * _WORDS * 2 for columns in (2, 3, 4))
+_LIMITS = [_ONE, _MORE, _TWO, projected.LIMIT]
 
 
 def numbers(dtype=jnp.float32):
@@ -67,15 +67,16 @@ def test_losses_are_those_of_numpy(limit):
     np.testing.assert_array_equal(best, scores.argmax(axis=2))
 
 
+@pytest.mark.parametrize("limit", [_MORE, _TWO])
 @pytest.mark.parametrize("words", [0, 1])
 @pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
-def test_gradients_are_those_of_all_scores(dtype, tolerance, words):
+def test_gradients_are_those_of_all_scores(dtype, tolerance, words, limit):
     """Of both factors, and of the hidden states alone, where the kernel does not train; in either form of the kernel.
     float32: sums in another order; bfloat16: two roundings to 8 bits. Against the largest of each."""
     arguments = numbers(dtype)
     (losses, best), expected = with_slopes(plain, arguments)
     for wanted in ((0, 1), (0,)):
-        found, gradients = with_slopes(cut(_TWO, words), arguments, wanted)
+        found, gradients = with_slopes(cut(limit, words), arguments, wanted)
         np.testing.assert_allclose(found[0], losses, rtol=1e-6)
         np.testing.assert_array_equal(found[1], best)
         for ours, theirs in zip(gradients, expected):
@@ -95,12 +96,12 @@ def test_a_sum_over_parts_is_not_rounded_in_between():
     assert errors[0] <= 1.05 * errors[1]
 
 
-@pytest.mark.parametrize("wanted,expected", [((0,), 2), ((0, 1), 4)])
-def test_a_frozen_kernel_costs_no_second_forward_pass(wanted, expected):
-    """Scores and their way back to the hidden states; scores once more only for a kernel that trains. Counted in the
-    program over four parts, in which the body of a loop is written once."""
+@pytest.mark.parametrize("wanted,limit,expected", [((0,), _MORE, 2), ((0, 1), _MORE, 4), ((0, 1), _TWO, 3)])
+def test_scores_are_computed_twice_only_where_they_must(wanted, limit, expected):
+    """Scores and their way back to the hidden states; scores once more only for a kernel that trains, and only where
+    they are too many to be kept. Counted in the program, in which the body of a loop is written once."""
     *arrays, labels, weights = numbers()
-    gradient = jax.grad(lambda *arrays: jnp.sum(cut(_TWO)(*arrays, labels)[0] * weights), wanted)
+    gradient = jax.grad(lambda *arrays: jnp.sum(cut(limit)(*arrays, labels)[0] * weights), wanted)
     assert jax.jit(gradient).lower(*arrays).compile().as_text().count(" dot(") == expected
 
 
@@ -110,7 +111,7 @@ def test_rows_on_several_devices_are_added_up_once():
     hidden, kernel, labels, weights = numbers()
 
     def total(hidden, kernel, labels, groups):
-        losses, _ = projected.cross_entropy(Factors(hidden, kernel, groups=groups), labels, _TWO // _ROWS)
+        losses, _ = projected.cross_entropy(Factors(hidden, kernel, groups=groups), labels, _MORE // _ROWS)
         return jnp.sum(losses * weights)
 
     gradient = jax.jit(jax.grad(total, 1), static_argnums=3)

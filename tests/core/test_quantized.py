@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tl_jax.core import quantized
+from tl_jax.core import barriers, quantized
 from tl_jax.core.quantized import BLOCK, LEVELS
 
 _SHAPES = [((128, 24), 0), ((100, 24), 0), ((3, 3, 16, 8), 0), ((30, 128), 1), ((30, 70), 1)]
@@ -146,7 +146,7 @@ def test_a_backward_pass_keeps_codes_and_no_whole_array(dtype):
 def temporaries(function, kind) -> int:
     """Bytes of the compiled function."""
     abstract = jax.eval_shape(lambda: arguments(kind))
-    options = quantized.compiler_options(kind)
+    options = barriers.compiler_options()
     return jax.jit(function, compiler_options=options).lower(*abstract).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -167,7 +167,7 @@ def test_a_lookup_makes_no_whole_table(kind):
     def lookup(table, ids):
         return quantized.run(lambda leaves, ids: jnp.take(leaves["table"], ids, axis=0), {"table": table}, ids)
 
-    options = quantized.compiler_options(kind)
+    options = barriers.compiler_options()
     memory = jax.jit(lookup, compiler_options=options).lower(abstract, ids).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 100_000 < 5000 * 128
 

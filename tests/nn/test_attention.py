@@ -11,6 +11,7 @@ import pytest
 
 from tl_jax.nn import attention
 from tl_jax.nn.attention import attend
+from tl_jax.nn.functions import dropout
 
 # B batch, T queries, S keys, N heads, K heads of keys, H width of a head
 B, T, S, N, K, H = 3, 6, 6, 4, 2, 8
@@ -76,6 +77,38 @@ def test_attention_is_its_formula(name, heads, rate):
     # Float32 sums of at most 8 terms of order 4.
     np.testing.assert_allclose(found[rows], expected[rows], atol=1e-5)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_the_formula(name, rate):
+    """In queries, keys, values and bias, with fewer heads of keys, against what JAX derives of the formula with the
+    same weights dropped; also where an example has nothing to attend to."""
+    options = {"bias": np.zeros((1, 1, 1, 1), np.float32)} | CASES[name]
+    mask, causal = options.get("mask", np.ones((B, 1, S), bool)), options.get("causal", False)
+    behind = np.arange(T)[:, None] - np.arange(S)
+    seen = (behind >= 0) & (behind < options.get("window", S)) if causal else np.ones((T, S), bool)
+    seen = seen & np.broadcast_to(mask.reshape(B, 1, -1, S), (B, 1, T, S))
+
+    def formula(q, k, v, bias):
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k) * options.get("scale", H**-0.5) + bias
+        weights = jax.nn.softmax(jnp.where(seen, scores, -1e38))
+        return jnp.einsum("bnts,bsnh->btnh", dropout(weights, rate, jax.random.key(0)), v)
+
+    def ours(q, k, v, bias):
+        rest = {key: value for key, value in options.items() if key not in ("mask", "bias")}
+        return attend(q, k, v, options.get("mask"), bias=bias, rate=rate, key=jax.random.key(0), **rest)
+
+    arrays = *drawn(K), options["bias"]
+    cotangent = np.random.default_rng(3).normal(size=(B, T, N, H)).astype(np.float32)
+    (found, gradients), (expected, wanted) = (
+        (y, pull(cotangent)) for y, pull in (jax.vjp(f, *arrays) for f in (ours, formula))
+    )
+    # Float32 sums of at most 8 terms of order 10, those of a bias of up to 432.
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for one, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-5)
 
 
 def test_queries_may_be_fewer_than_keys():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tl_jax.core import paths, quantized
+from tl_jax.core import barriers, paths, quantized
 
 Params = dict[str, jax.Array]
 
@@ -220,7 +220,7 @@ def run_stage(
 
     leaves = {path: params[path] for _, path, _ in stage.named()}
     x, mutable = _again(mode.remat, functools.partial(quantized.run, run))(leaves, carry.x)
-    return carry._replace(x=x), mutable
+    return carry._replace(x=barriers.held(x)), mutable
 
 
 def run_stages(

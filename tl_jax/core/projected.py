@@ -6,7 +6,8 @@
 
 The scores of a few columns of time exist together, and for no longer than their loss needs them. Where the kernel does
 not train, gradients of the hidden states are made on the way forward, while the scores are there; where it does, scores
-are computed once more on the way back. The idea is that of Cut Cross-Entropy (Wijmans et al. 2024) and its relatives.
+are computed once more on the way back, unless they are few enough to be kept. The idea is that of Cut Cross-Entropy
+(Wijmans et al. 2024) and its relatives.
 """
 
 # B batch, T time, D width, V words; t columns of time that are worked on together; G groups of rows, R rows of a group
@@ -21,6 +22,8 @@ from jax import Array
 
 # Bytes of scores that exist at one time for each group of rows; a single column of time may take more.
 LIMIT = 64 * 2**20
+# Where the kernel trains and all scores take at most so many times as much, they are kept: a product fewer.
+_KEPT = 4
 
 
 @jax.tree_util.register_dataclass
@@ -83,42 +86,46 @@ def _cross_entropy(hidden_BTD, kernel, labels_BT, form):
 
 
 def _forward(hidden_BTD, kernel, labels_BT, form):
-    trains, words = kernel.perturbed, form[0]
+    trains, (words, groups, limit) = kernel.perturbed, form
     hidden_BTD, kernel, labels_BT = hidden_BTD.value, kernel.value, labels_BT.value
+    keeps = trains and _parts(hidden_BTD, kernel, form) <= _KEPT
+    form = (words, groups, _KEPT * limit) if keeps else form
 
     def columns(carry, parts):
         hidden_BtD, labels_Bt = parts
         scores_BtV = _product(hidden_BtD, kernel, words)
         losses_Bt, best_Bt, log_sum_Bt = score(scores_BtV, labels_Bt)
         if trains:
-            return carry, (losses_Bt, best_Bt, log_sum_Bt)
+            return carry, (losses_Bt, best_Bt, (log_sum_Bt, scores_BtV if keeps else None))
         # Where a position's loss counts 1; what it does count will multiply its row.
         slope_BtV = _slope(scores_BtV, log_sum_Bt, labels_Bt)
         return carry, (losses_Bt, best_Bt, _product(slope_BtV, kernel, 1 - words).astype(hidden_BtD.dtype))
 
     _, (losses_BT, best_BT, last) = _by_columns(columns, (), (hidden_BTD, labels_BT), kernel, form)
-    return (losses_BT, best_BT), (hidden_BTD, kernel, labels_BT, last) if trains else (last,)
+    return (losses_BT, best_BT), (hidden_BTD, kernel, labels_BT, *last) if trains else (last,)
 
 
 def _backward(form, kept, given):
-    weight_BT, (words, groups, _) = given[0], form
+    weight_BT, (words, groups, limit) = given[0], form
     if len(kept) == 1:
         (slope_BTD,) = kept
         return (weight_BT[..., None] * slope_BTD).astype(slope_BTD.dtype), None, None
-    hidden_BTD, kernel, labels_BT, log_sum_BT = kept
+    hidden_BTD, kernel, labels_BT, log_sum_BT, scores_BTV = kept
+    form = form if scores_BTV is None else (words, groups, _KEPT * limit)
     product = ("grtv,grtd->gvd", "grtv,grtd->gdv")[words]
 
     def grouped(x):
         return x.reshape(groups, -1, *x.shape[1:])
 
     def columns(total, parts):
-        hidden_BtD, labels_Bt, log_sum_Bt, weight_Bt = parts
-        slope_BtV = _slope(_product(hidden_BtD, kernel, words), log_sum_Bt, labels_Bt) * weight_Bt[..., None]
+        hidden_BtD, labels_Bt, log_sum_Bt, weight_Bt, scores_BtV = parts
+        scores_BtV = _product(hidden_BtD, kernel, words) if scores_BtV is None else scores_BtV
+        slope_BtV = _slope(scores_BtV, log_sum_Bt, labels_Bt) * weight_Bt[..., None]
         pair = grouped(slope_BtV), grouped(hidden_BtD)
         total += jnp.einsum(product, *pair, preferred_element_type=jnp.float32)
         return total, _product(slope_BtV, kernel, 1 - words).astype(hidden_BtD.dtype)
 
-    arrays = hidden_BTD, labels_BT, log_sum_BT, weight_BT
+    arrays = hidden_BTD, labels_BT, log_sum_BT, weight_BT, scores_BTV
     nothing = jnp.zeros((groups, *kernel.shape), jnp.float32)
     change, change_BTD = _by_columns(columns, nothing, arrays, kernel, form)
     return change_BTD, change.sum(axis=0).astype(kernel.dtype), None
@@ -130,9 +137,8 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 def _by_columns(function, carry, arrays, kernel, form):
     """A scan of `function(carry, parts)` over columns of time of `arrays` [B, T, ...]: as many at once, and as equally
     many, as the limit allows. The last are filled up with zeros, whose results are cut off."""
-    (rows, time), (words, groups, limit) = arrays[0].shape[:2], form
-    wanted = math.ceil(rows // groups * time * kernel.shape[words] * 4 / limit)
-    length = math.ceil(time / min(wanted, time))
+    rows, time = arrays[0].shape[:2]
+    length = math.ceil(time / min(_parts(arrays[0], kernel, form), time))
     count = math.ceil(time / length)
 
     # Cut along time, so that a device that holds some of the rows has its share of every part.
@@ -145,6 +151,12 @@ def _by_columns(function, carry, arrays, kernel, form):
 
     carry, found = jax.lax.scan(function, carry, jax.tree.map(cut, arrays))
     return carry, jax.tree.map(join, found)
+
+
+def _parts(hidden_BTD, kernel, form) -> int:
+    """How many times the limit the scores of all positions take."""
+    (rows, time), (words, groups, limit) = hidden_BTD.shape[:2], form
+    return math.ceil(rows // groups * time * kernel.shape[words] * 4 / limit)
 
 
 def _product(x, kernel, axis: int):

@@ -147,16 +147,6 @@ def shardings(kept: Quantized, place: NamedSharding) -> Quantized:
     return jax.tree.map(fit, kept)
 
 
-def compiler_options(kind: Kind | None) -> dict[str, Any]:
-    """For `jax.jit` of what runs quantised networks.
-
-    On a CPU, XLA takes barriers away before it orders operations, makes all arrays whole at the start and keeps them,
-    unless it is told to leave that pass out.
-    """
-    on_cpu = kind is not None and jax.default_backend() == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
-
-
 def _divisor(scales: jax.Array) -> jax.Array:
     return jnp.where(scales > 0, scales, 1)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tl_jax.nn.functions import dropout
+from tl_jax.nn import scores
 
 
 class SelfAttention(nnx.Module):
@@ -87,35 +87,32 @@ def attend(
         k_BSKH, v_BSKH, mask = memory.extend(k_BSKH, v_BSKH, window)
         causal, window = False, None
     mask_BNTS = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1).astype(bool)
-    if key is None or rate == 0.0:
-        implementation = _implementation(q_BTNH, k_BSKH, mask_BNTS, bias)
-        if implementation == "cudnn" and mask_BNTS is not None:
-            mask_BNTS = jnp.broadcast_to(mask_BNTS, (len(mask_BNTS), 1, q_BTNH.shape[1], k_BSKH.shape[1]))
-        return jax.nn.dot_product_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            bias,
-            mask_BNTS,
-            scale=scale,
-            is_causal=causal,
-            local_window_size=None if window is None else (window - 1, 0),
-            implementation=implementation,
-        )
-    group = q_BTNH.shape[2] // k_BSKH.shape[2]
-    k_BSNH, v_BSNH = (x if group == 1 else jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BSNH).astype(jnp.float32) * scale
-    if bias is not None:
-        scores_BNTS += bias
-    if causal:
-        behind_TS = jnp.arange(q_BTNH.shape[1])[:, None] - jnp.arange(k_BSNH.shape[1])
-        seen_TS = (behind_TS >= 0) & (behind_TS < (window or behind_TS.size))
-        mask_BNTS = seen_TS if mask_BNTS is None else mask_BNTS & seen_TS
-    if mask_BNTS is not None:
-        scores_BNTS = jnp.where(mask_BNTS, scores_BNTS, jnp.finfo(jnp.float32).min)
-    weights_BNTS = dropout(jax.nn.softmax(scores_BNTS), rate, key).astype(v_BSNH.dtype)
-    return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
+    # A writer's one query is not worth turning all keys around.
+    if (key is not None and rate > 0) or (
+        memory is None and q_BTNH.dtype == jnp.float32 and jax.default_backend() == "cpu"
+    ):
+        group = q_BTNH.shape[2] // k_BSKH.shape[2]
+        k_BSNH, v_BSNH = (x if group == 1 else jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+        if causal:
+            behind_TS = jnp.arange(q_BTNH.shape[1])[:, None] - jnp.arange(k_BSNH.shape[1])
+            seen_TS = (behind_TS >= 0) & (behind_TS < (window or behind_TS.size))
+            mask_BNTS = seen_TS if mask_BNTS is None else mask_BNTS & seen_TS
+        return scores.attend(q_BTNH, k_BSNH, v_BSNH, bias=bias, mask=mask_BNTS, scale=scale, rate=rate, key=key)
+    implementation = _implementation(q_BTNH, k_BSKH, mask_BNTS, bias)
+    if implementation == "cudnn" and mask_BNTS is not None:
+        mask_BNTS = jnp.broadcast_to(mask_BNTS, (len(mask_BNTS), 1, q_BTNH.shape[1], k_BSKH.shape[1]))
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        bias,
+        mask_BNTS,
+        scale=scale,
+        is_causal=causal,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
 
 
 def _implementation(q_BTNH, k_BSKH, mask, bias) -> str:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tl_jax.core.barriers import compiler_options
 from tl_jax.core.errors import UserError
 from tl_jax.train.anchor import Anchor
 from tl_jax.train.state import State
@@ -73,7 +74,6 @@ class Step:
       spread: says within a program that a batch lies as `place` would put it.
       out_shardings: of `moving`, so that the second step does not compile again.
       donate: reuse the memory of what the step replaces.
-      compiler_options: for `jax.jit`.
     """
 
     objective: Objective
@@ -90,7 +90,6 @@ class Step:
     spread: Callable[[Batch], Batch] | None = None
     out_shardings: Any = None
     donate: bool = True
-    compiler_options: dict[str, Any] | None = None
 
     @functools.cached_property
     def core(self):
@@ -105,7 +104,7 @@ class Step:
     def _jitted(self, function):
         options = {} if self.out_shardings is None else {"out_shardings": (self.out_shardings, None)}
         donated = (0,) if self.donate else ()
-        return jax.jit(function, donate_argnums=donated, compiler_options=self.compiler_options, **options)
+        return jax.jit(function, donate_argnums=donated, compiler_options=compiler_options(), **options)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One update. The arrays of `state.moving` are gone afterwards if the step donates them."""

@@ -1,0 +1,28 @@
+# Copyright 2026 The tl_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA may not compute anew wherever it is read, on CPUs.
+
+x = held(x)                                              # between the blocks of a network
+step = jax.jit(step, compiler_options=compiler_options())
+"""
+
+from typing import Any
+
+import jax
+
+
+def held(x: Any) -> Any:
+    """The same arrays, computed once, and so their gradients.
+
+    A residual stream is one long sum. On a CPU, XLA merges it into all that reads it, which then adds up the shares of
+    all blocks before, or in the gradient of all behind: a step's time grows with the square of the depth.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+
+
+def compiler_options() -> dict[str, Any]:
+    """For `jax.jit` of what has barriers, those of `jax.checkpoint` too.
+
+    On a CPU, XLA takes them away before it merges and orders operations, unless it is told to leave that pass out.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else {}
