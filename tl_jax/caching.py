@@ -195,7 +195,7 @@ class Cache:
 
     def _batches(self, split: str) -> Iterator[dict[str, Any]]:
         engine, views = self._engine, self._stores[split].views
-        return engine.view_batches(views) if views else engine.eval_batches(engine.sets[split])
+        return engine.view_batches(views) if views else engine.eval_batches(engine.batched[split])
 
     def _places(self, state) -> dict[str, tuple[pathlib.Path, dict[str, Any]]]:
         """By split, the folder of its files and what decides them."""
@@ -215,11 +215,11 @@ class Cache:
         """All that decides what crosses the cut for a split, but the weights."""
         engine, store = self._engine, self._stores[split]
         size = engine.exp.train.eval_batch_size or engine.exp.train.batch_size
-        batches = [engine.abstract_batch(size, length) for length in dict.fromkeys(store.lengths)]
+        batches = [engine.abstract_batch(size, length, split) for length in dict.fromkeys(store.lengths)]
         return {
             **provenance.of_program(self._prefix.lower(state.frozen, batch).as_text() for batch in batches),
             "source": [engine.exp.data.source, repr(engine.exp.data.options)],
-            "examples": fingerprint(engine.sets[split], engine.transform),
+            "examples": fingerprint(engine.batched[split], engine.transform),
             "lengths": hashlib.sha256(repr(store.lengths).encode()).hexdigest(),
             "views": [store.views, engine.exp.seed] if store.views else [],
         }
@@ -230,20 +230,20 @@ class Cache:
         engine = self._engine
 
         @functools.cache
-        def shapes(length):
-            return jax.eval_shape(self._prefix, engine.abstract_params, engine.abstract_batch(1, length))[2]
+        def shapes(split, length):
+            return jax.eval_shape(self._prefix, engine.abstract_params, engine.abstract_batch(1, length, split))[2]
 
         stores = {}
         for split in _SPLITS:
             if split in engine.sets:
-                plan = engine.eval_plan(engine.sets[split])
-                lengths: list[Any] = [None] * len(engine.sets[split])
+                plan = engine.eval_plan(engine.batched[split])
+                lengths: list[Any] = [None] * len(engine.batched[split])
                 for step in range(plan.steps_per_epoch):
                     indices, weights, length = plan.batch(step)
                     for index in indices[weights > 0].tolist():
                         lengths[index] = length
                 views = (engine.exp.train.cache_views or 0) if split == "train" else 0
-                stores[split] = Activations(lengths * max(views, 1), shapes, views)
+                stores[split] = Activations(lengths * max(views, 1), functools.partial(shapes, split), views)
         return stores
 
     @functools.cached_property

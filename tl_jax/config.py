@@ -92,6 +92,9 @@ class Data:
       max_length: tokens of a text, or samples of a sound, at most; longer ones are cut there.
       buckets: padded lengths to choose from, the smallest that fits; `max_length` is always one, and the only one where
         this is empty. None finds up to six by the lengths of the training examples, see `data.lengths`.
+      packing: for a language model without an encoder: several training texts share a row of `max_length` tokens and
+        none sees another, see `data.packing`. An example of a batch is then a row, in which all words weigh the same.
+        Evaluation stays one text a row, and `buckets` are of evaluation alone.
       sampler: `shuffle` shows every training example once an epoch; `balanced` shows every class equally often in an
         epoch of the same length, rare examples several times and only a part of the frequent ones, another each time.
       threads: reading threads; 0 reads in the training thread.
@@ -112,6 +115,7 @@ class Data:
     magnitude: int = 9
     max_length: int = 128
     buckets: tuple[int, ...] | None = None
+    packing: bool = False
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     threads: int = 2
 

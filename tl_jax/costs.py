@@ -18,7 +18,6 @@ import numpy as np
 from tl_jax import caching, config, fitting, loading
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
-from tl_jax.data.lengths import padding
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import collectives, sharding
 from tl_jax.parallel import mesh as meshes
@@ -217,7 +216,7 @@ def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:
     parts = ", ".join(f"{name} {readable(size)}" for name, size in figures.memory.items())
     used = readable(sum(figures.memory.values()))
     share = figures.trained_parameters / figures.total_parameters
-    wasted = padding(engine.train_plan)
+    wasted = engine.padding
     return "\n".join(
         [
             plan_report.by_stage(engine.plan, engine.chains, params),

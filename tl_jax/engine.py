@@ -27,9 +27,10 @@ from tl_jax.core.barriers import compiler_options
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.core.stacks import Stacks
-from tl_jax.data import pipeline, splits, views
+from tl_jax.data import lengths, pipeline, splits, views
 from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
+from tl_jax.data.lengths import Padding
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
 from tl_jax.plan import cut, phases
@@ -66,6 +67,8 @@ class Engine:
       teacher: whose answers are learnt too, if anybody's.
       quantized: the frozen leaves that are kept in few bits, if any.
       stacks: which leaves the states of this phase hold as one; see `train.scan`.
+      packed: rows of several training texts, if `data.packing` asks for them.
+      buckets: the padded lengths of what is evaluated; None where there is nothing to train on.
     """
 
     exp: config.Experiment
@@ -88,6 +91,8 @@ class Engine:
     teacher: distilling.Teacher | None = None
     quantized: quantizing.Chosen | None = None
     stacks: Stacks = Stacks({})
+    packed: Examples | None = None
+    buckets: tuple[int, ...] | None = None
 
     def phase(self, number: int) -> "Engine":
         """The pieces of a phase of the same run."""
@@ -168,6 +173,19 @@ class Engine:
         plans = [stretch.plan for stretch in self.stretches[: self.number + 1]]
         moved = {path for plan in plans for path in (*plan.trained, *plan.moving)}
         return tuple(path for path in chain.split(self.model)[1] if path in moved)
+
+    @property
+    def batched(self) -> Mapping[str, Examples]:
+        """`sets`, with rows of several texts as training examples where they are packed."""
+        return self.sets if self.packed is None else {**self.sets, "train": self.packed}
+
+    @property
+    def padding(self) -> Padding | None:
+        """What the batches of an epoch hold beside examples; None where these have no length."""
+        found = lengths.padding(self.train_plan)
+        if self.packed is None:
+            return found
+        return dataclasses.replace(found, rows=len(self.packed), texts=len(self.sets["train"].records))
 
     @property
     def add_head(self):
@@ -268,7 +286,7 @@ class Engine:
 
     def train_batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
         """Batches of the run's steps [start, stop), on the devices: a pure function of the seed and the step."""
-        return self._batches(self.sets["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
+        return self._batches(self.batched["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
 
     def eval_batches(self, examples: Examples) -> Iterator[dict[str, jax.Array]]:
         """All examples once, sorted by padded length; the last batch is filled up with examples of weight 0."""
@@ -294,14 +312,17 @@ class Engine:
     def eval_plan(self, examples: Examples) -> BatchPlan:
         """Which examples make up the batches of `eval_batches`."""
         size = self.exp.train.eval_batch_size or self.exp.train.batch_size
-        lengths, train = self.transform.lengths(examples), self.train_plan
-        # Those of training are compiled anyway.
-        buckets = inputs.buckets(self.exp.data, self.transform, lengths) if train is None else train.buckets
-        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths, buckets=buckets)
+        lengths_N = self.transform.lengths(examples)
+        buckets = self.train_plan.buckets if examples is self.packed else self.buckets
+        if buckets is None:
+            buckets = inputs.buckets(self.exp.data, self.transform, lengths_N)
+        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths_N, buckets=buckets)
 
-    def abstract_batch(self, batch_size: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch of training inputs, the longest that the config allows unless `length` says otherwise."""
-        examples, longest = self.sets["train"], self.exp.data.max_length
+    def abstract_batch(
+        self, batch_size: int, length: int | None = None, split: str = "train"
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of a split's inputs, the longest that the config allows unless `length` says otherwise."""
+        examples, longest = self.batched[split], self.exp.data.max_length
         arrays = self.transform.collate([self.transform(examples[0], None)], longest)
         # Of the inputs only sequences follow the length, along their second axis.
         cut_short = {} if length is None else {name: x[:, :length] for name, x in arrays.items()}
@@ -322,7 +343,7 @@ class Engine:
         where what crosses the cut is kept."""
         transform = self.transform
         for split, store in self.stores.items():
-            positions = examples.within(self.sets[split])
+            positions = examples.within(self.batched[split])
             # Views are for training; what is evaluated is not changed.
             if positions is not None and (augment or not store.views):
                 if store.views:
@@ -445,16 +466,19 @@ def build(
     task.arrange(model, mesh.shape["data"] * mesh.shape["fsdp"])
     chains, params = chain.split(model)
     reads, spared = getattr(model, "reads", None), getattr(checkpoint.family, "NO_DECAY", ())
-    train_plan = None
+    train_plan = packed = buckets = None
     if train:
-        lengths = transform.lengths(train)
+        lengths_N = transform.lengths(train)
+        # What is evaluated is padded to the lengths of training, which are compiled anyway, unless these are of rows.
+        buckets = inputs.buckets(exp.data, transform, lengths_N)
+        packed = inputs.packed(exp, checkpoint, train)
         train_plan = BatchPlan(
-            len(train),
+            len(train if packed is None else packed),
             exp.train.batch_size,
             seed=exp.seed,
             shuffle=True,
-            lengths=lengths,
-            buckets=inputs.buckets(exp.data, transform, lengths),
+            lengths=lengths_N if packed is None else transform.lengths(packed),
+            buckets=buckets if packed is None else (exp.data.max_length,),
             classes=inputs.sampled_classes(exp.data, train),
         )
     stats = {path for stages in chains.values() for stage in stages for path in stage.stats()}
@@ -475,7 +499,7 @@ def build(
     parts = exp, mesh, sets, transform, task, checkpoint, model, chains, stretches, train_plan, forward, callbacks
     moved = {path for each in stretches for path in (*each.plan.trained, *each.plan.moving)}
     chosen = quantizing.choose(exp, checkpoint, model, moved)
-    engine = Engine(*parts, teacher=teacher, quantized=chosen).phase(0)
+    engine = Engine(*parts, teacher=teacher, quantized=chosen, packed=packed, buckets=buckets).phase(0)
     if train and teacher is not None:
         teacher.check(exp, checkpoint, engine.abstract_batch(1))
     if train and exp.plan.prompt is not None:

@@ -73,9 +73,11 @@ class Writer:
           int32[B, N] with N up to `options.max_new_tokens`; `options.pad` behind the word that ends a text.
 
         Raises:
-          UserError: padding that is not on the right, more words than there are positions.
+          UserError: padding that is not on the right, several texts in a row, more words than there are positions.
         """
         batch = {name: np.asarray(batch[name]) for name in self._inputs if name in batch}
+        if "segments" in batch:
+            raise UserError("segments", "put several texts in a row, of which one can go on", "give one text a row")
         prompt_BP = batch.pop(self.reads).astype(np.int32)
         counts_BP = batch.pop(self._mask, np.ones_like(prompt_BP)).astype(bool)
         if not counts_BP[:, 0].all() or (~counts_BP[:, :-1] & counts_BP[:, 1:]).any():

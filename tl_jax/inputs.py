@@ -12,7 +12,7 @@ import numpy as np
 from tl_jax import config
 from tl_jax.core.chain import Backbone
 from tl_jax.core.errors import UserError
-from tl_jax.data import lengths
+from tl_jax.data import lengths, packing
 from tl_jax.data.examples import Examples
 from tl_jax.data.images import ImageTransform
 from tl_jax.data.preprocessor import image_spec
@@ -96,6 +96,21 @@ def buckets(data: config.Data, transform, lengths_N: np.ndarray | None) -> tuple
     if data.buckets is None and lengths_N is not None and shortest is not None:
         return lengths.choose(lengths_N, data.max_length, shortest)
     return tuple(sorted({*(data.buckets or ()), data.max_length}))
+
+
+def packed(exp: config.Experiment, checkpoint: Checkpoint, train: Examples) -> Examples | None:
+    """Rows of several training texts where `data.packing` asks for them, else None.
+
+    Raises:
+      UserError: a network that cannot tell the texts of a row apart.
+    """
+    if not exp.data.packing:
+        return None
+    if "segments" not in checkpoint.family.INPUTS:
+        family = checkpoint.family.__name__.rpartition(".")[2]
+        what = f"puts several texts in a row, which the family {family} cannot tell apart"
+        raise UserError("data.packing", what, "leave it out")
+    return packing.packed(train, exp.data.max_length)
 
 
 def sampled_classes(data: config.Data, train: Examples) -> np.ndarray | None:

@@ -50,7 +50,7 @@ class Resident:
 
     def __init__(self, engine, most: int | None = None):
         self._engine, self._most = engine, engine.exp.train.log_every if most is None else most
-        self._examples, self._transform, self._plan = engine.source(engine.sets["train"], engine.train_plan, True)
+        self._examples, self._transform, self._plan = engine.source(engine.batched["train"], engine.train_plan, True)
         self.data: dict[str, Any] | None = None
 
     def why_not(self) -> str | None:
@@ -98,7 +98,7 @@ class Resident:
         plan, examples = self._engine.train_plan, self._examples
         length = max(plan.buckets) if plan.lengths is not None else None
         data = self._collated(list(range(len(examples))), length)
-        labels = self._engine.sets["train"].labels
+        labels = self._engine.batched["train"].labels
         if labels is not None:
             views = len(examples) // len(labels)
             dtype = np.float32 if examples.multi_label else np.int32

@@ -28,7 +28,6 @@ from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data import splits
 from tl_jax.data.examples import Examples
-from tl_jax.data.lengths import padding
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import mesh as meshes
 from tl_jax.plan.resolve import count
@@ -172,7 +171,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
     )
     profile.span_of(exp.profile, engine.steps)
-    wasted = padding(engine.train_plan)
+    wasted = engine.padding
     say(str(wasted)) if wasted is not None else None
     say("loading weights")
     state, loaded = engine.init_with_receipt()

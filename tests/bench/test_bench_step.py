@@ -122,17 +122,24 @@ def test_a_table_leaves_blank_what_was_not_measured(probe):
     assert rows["batch"] == str(_BATCH) and rows["step"].endswith("2 steps")
 
 
-def test_synthetic_texts_need_no_tokenizer():
-    """A GPT-2 from scratch: every token counts, and the next one is its label."""
+def test_tokens_of_rows_are_counted_without_padding():
+    """By their segments, as they have no mask."""
+    segments = np.array([[1, 1, 2, 0], [1, 0, 0, 0]])
+    assert step.count_tokens({"input_ids": np.zeros((2, 4)), "segments": segments}) == 4
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_synthetic_texts_need_no_tokenizer(packing):
+    """A GPT-2 from scratch: every token counts, and the next one is its label; rows that a text fills are packed."""
     exp = Experiment(
         model=Model(family="gpt2", config=_GPT2),
         task=Task("language_model"),
-        data=Data(max_length=10),
+        data=Data(max_length=10, packing=packing),
         plan=Plan("full"),
         train=Train(batch_size=3, steps=5),
     )
     batch = step.first_batch(step.bench_engine(exp, num_classes=2))
-    assert step.count_tokens(batch) == 30 and batch["label"].shape == (3, 10)
+    assert step.count_tokens(batch) == 30 and batch["label"].shape == (3, 10) and ("segments" in batch) == packing
     np.testing.assert_array_equal(batch["input_ids"][:, 1:], batch["label"][:, :-1])
     assert 0 <= batch["input_ids"].min() and batch["input_ids"].max() < 40
 

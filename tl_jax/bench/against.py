@@ -78,6 +78,7 @@ def without_dropout(exp: config.Experiment) -> config.Experiment:
         "train.ema": bool(train.ema),
         "distill.teacher": exp.distill.teacher is not None,
         "plan.quantize": exp.plan.quantize is not None,
+        "data.packing": exp.data.packing,
     }
     found = [name for name, there in wrong.items() if there]
     if jax.default_backend() not in ("cpu", "gpu") or jax.process_count() > 1 or len(jax.devices()) > 1:

@@ -206,10 +206,11 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def count_tokens(batch: Mapping[str, Any]) -> int | None:
-    """Tokens of a batch of texts that its mask counts; None for other batches."""
+    """Tokens of a batch of texts that its mask counts, or its segments; None for other batches."""
     if "input_ids" not in batch:
         return None
-    return int(np.sum(np.asarray(batch.get("attention_mask", np.ones(batch["input_ids"].shape, np.int32)))))
+    told = [batch[name] for name in ("segments", "attention_mask") if name in batch]
+    return int(np.count_nonzero(told[0])) if told else int(np.prod(batch["input_ids"].shape))
 
 
 def _length(batch: Mapping[str, Any]) -> int | None:

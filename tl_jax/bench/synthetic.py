@@ -81,9 +81,11 @@ class Tokens:
         return [[{"input_ids": self._ids(text, self._length + 1)}] for text in texts]
 
     def collate(self, examples: list[dict], length: int | None = None) -> dict[str, np.ndarray]:
-        """int32[B, T] ids, a mask of ones, types of zeros."""
+        """int32[B, T] ids, a mask of ones, types of zeros; with segments no mask."""
         ids = np.stack([example["input_ids"] for example in examples])
         made = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        if "segments" in examples[0]:
+            made = {"input_ids": ids, "segments": np.stack([example["segments"] for example in examples])}
         return {name: array for name, array in made.items() if name in self._inputs}
 
     def _ids(self, text: str, length: int) -> np.ndarray:

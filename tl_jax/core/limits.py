@@ -66,6 +66,14 @@ def mistakes(exp: Any) -> list[str]:
     need(
         all(0 < b < data.max_length for b in data.buckets or ()), "data.buckets must lie between 0 and data.max_length"
     )
+    need(
+        not data.packing or exp.task.name == "language_model",
+        f"data.packing puts several texts in a row for task.name=language_model alone, and it is {exp.task.name}",
+    )
+    need(
+        not data.packing or plan.prompt is None,
+        "data.packing puts several texts in a row, and plan.prompt stands before one: give one of them",
+    )
     _check_plan(plan, "plan", need)
     for name, value in (("plan.quantize", plan.quantize), ("model.frozen_dtype", exp.model.frozen_dtype)):
         random = exp.model.init == "random" or (exp.baseline.get("model.init") == "random" and name not in exp.baseline)

@@ -29,13 +29,17 @@ class Padding:
     Attributes:
       share: of all tokens of an epoch, or samples, those that only fill up.
       lengths: that occur, ascending.
+      rows, texts: where several texts share a row, how many there are of either; else None.
     """
 
     share: float
     lengths: tuple[int, ...]
+    rows: int | None = None
+    texts: int | None = None
 
     def __str__(self) -> str:
-        return f"padding: {self.share:.0%} of an epoch, at lengths {', '.join(map(str, self.lengths))}"
+        packed = "" if self.rows is None else f"; {self.texts} texts in {self.rows} rows"
+        return f"padding: {self.share:.0%} of an epoch, at lengths {', '.join(map(str, self.lengths))}{packed}"
 
 
 def choose(lengths: np.ndarray, longest: int, shortest: int = 1) -> tuple[int, ...]:

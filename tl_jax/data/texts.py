@@ -151,12 +151,13 @@ class TextTransform:
 
     def collate(self, examples: list[dict], length: int | None = None) -> dict[str, np.ndarray]:
         """The network's inputs as int32[B, length]: ids, ones where there is a token, types; zeros and the padding id
-        elsewhere. `length` is the longest of them when None, and must not be shorter."""
+        elsewhere. `length` is the longest of them when None, and must not be shorter. Rows of several texts, see
+        `data.packing`, bring `segments` in the place of the mask."""
         counts = np.array([len(example["input_ids"]) for example in examples])
         length = length or int(counts.max())
         assert counts.max() <= length, (counts.max(), length)
         batch = {}
-        for name in self._inputs:
+        for name in ("input_ids", "segments") if "segments" in examples[0] else self._inputs:
             batch[name] = np.full((len(examples), length), self._pad if name == "input_ids" else 0, np.int32)
             for row, (example, count) in enumerate(zip(examples, counts)):
                 batch[name][row, :count] = 1 if name == "attention_mask" else example[name]

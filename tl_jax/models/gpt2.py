@@ -6,7 +6,7 @@
     outputs = Backbone(config, rngs=nnx.Rngs(0))({"input_ids": ids, "attention_mask": mask})
 
 Pre-norm causal decoder with learned absolute positions, checked against `transformers`' GPT2Model. Texts are padded on
-the right: positions count from the first token whatever the mask says.
+the right: positions count from the first token whatever the mask says. Of several texts in a row, each has its own.
 """
 
 # B batch, T time, D width
@@ -22,6 +22,7 @@ from flax import nnx
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.nn import segments
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.prenorm import Block, Norm
@@ -29,7 +30,7 @@ from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, dense, norms, published_fields
 
 MODEL_TYPES = ("gpt2",)
-INPUTS = ("input_ids", "attention_mask")
+INPUTS = ("input_ids", "attention_mask", "segments")
 POOLS = ("last", "mean")
 HEADS = {
     "GPT2LMHeadModel": ("language_model", {}),
@@ -94,7 +95,8 @@ class Embeddings(nnx.Module):
 
     def __call__(self, ids_BT: jax.Array, context: Context):
         """int[B, T] -> float[B, T, D]."""
-        places = jnp.arange(ids_BT.shape[1]) if context.memory is None else context.memory.places_BT
+        places = context.batch["places"] if context.memory is None else context.memory.places_BT
+        places = jnp.arange(ids_BT.shape[1]) if places is None else places
         return dropout(self.word(ids_BT) + self.position(places), self.dropout, context.key)
 
 
@@ -129,16 +131,18 @@ class Backbone(chain.Backbone):
             self.add_stage("lm_head", Words(width, config.vocab_size, tied=tied, kernel_init=init, rngs=rngs))
 
     def begin(self, chain, batch, done) -> Carry:
-        """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent.
+        """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent, or give way to `segments`, see
+        `nn.segments`.
 
         Raises:
-          UserError: more tokens than there are positions.
+          UserError: more tokens than there are positions, segments that cannot be told apart.
         """
-        ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
+        ids_BT = batch["input_ids"]
         limit = self.config.n_positions
         if ids_BT.shape[1] > limit:
             raise UserError("input_ids", f"has {ids_BT.shape[1]} tokens, the network has {limit} positions", "cut them")
-        return Carry(ids_BT, {"attention_mask": jnp.ones_like(ids_BT) if mask_BT is None else mask_BT}, {})
+        mask, places_BT = segments.read(batch, self.chains[chain][-1])
+        return Carry(ids_BT, {"attention_mask": mask, "places": places_BT}, {})
 
 
 FUSED = Layout(  # [in, 3 * out], or [3 * out], for queries, keys and values

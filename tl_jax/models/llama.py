@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.nn import segments
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, keys
@@ -32,7 +32,7 @@ from tl_jax.nn.words import Words
 from tl_jax.weights.rules import LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-INPUTS = ("input_ids", "attention_mask")
+INPUTS = ("input_ids", "attention_mask", "segments")
 POOLS = ("last", "mean")
 _SCORE = ("classification", {"pool": "last", "bias": False})
 _NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -237,18 +237,20 @@ class Backbone(chain.Backbone):
             self.add_stage("lm_head", Words(self.width, config.vocab_size, tied=tied, kernel_init=init, rngs=rngs))
 
     def begin(self, chain, batch, done) -> Carry:
-        """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent.
+        """`input_ids` int[B, T]; `attention_mask` (default: all ones) may be absent, or give way to `segments`, see
+        `nn.segments`.
 
         Raises:
-          UserError: more tokens than the network was made for.
+          UserError: more tokens than the network was made for, segments that cannot be told apart.
         """
-        ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
+        ids_BT = batch["input_ids"]
         length, limit = ids_BT.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise UserError("input_ids", f"has {length} tokens, the network has {limit} positions", "cut them")
         cos_TH, sin_TH = tables(self.config.rope, self.config.head_width, length)
-        mask_BT = jnp.ones_like(ids_BT) if mask_BT is None else mask_BT
-        return Carry(ids_BT, {"attention_mask": mask_BT}, {"cos": cos_TH, "sin": sin_TH})
+        # Rotary positions count by their differences alone, so those of the row serve every text in it.
+        mask, _ = segments.read(batch, self.chains[chain][-1])
+        return Carry(ids_BT, {"attention_mask": mask}, {"cos": cos_TH, "sin": sin_TH})
 
 
 _HF, _BLOCK = "model.layers.{i}", "blocks/{i}"

@@ -87,6 +87,8 @@ def _with_room(base: type) -> type:
 
     def begin(self, chain, batch, done):
         count = of(self).count
+        if batch.get("segments") is not None:
+            raise UserError("segments", "put several texts in a row, and a prompt stands before one", "leave them out")
         # Some families count positions by what is no padding.
         fields = {"input_ids": int(getattr(self.config, "pad_token_id", None) == 0), **_FIELDS}
         wider = {
