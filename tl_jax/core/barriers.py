@@ -17,7 +17,8 @@ def held(x: Any) -> Any:
     A residual stream is one long sum. On a CPU, XLA merges it into all that reads it, which then adds up the shares of
     all blocks before, or in the gradient of all behind: a step's time grows with the square of the depth.
     """
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    # One by one: what is not read in the end is then not computed either.
+    return jax.tree.map(jax.lax.optimization_barrier, x) if jax.default_backend() == "cpu" else x
 
 
 def compiler_options() -> dict[str, Any]:

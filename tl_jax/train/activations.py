@@ -113,14 +113,17 @@ class Activations:
 
 
 def used(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The tree with None for every leaf that `function` does not read.
+    """The tree with None for every leaf on which nothing that `function` returns depends.
 
     Args:
       tree: abstract arguments, `jax.ShapeDtypeStruct` leaves.
     """
     leaves, treedef = jax.tree.flatten(tree)
     jaxpr = jax.make_jaxpr(lambda *leaves: function(jax.tree.unflatten(treedef, leaves)))(*leaves).jaxpr
-    read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    read = {id(var) for var in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(var) in read for var in equation.outvars):
+            read.update(id(var) for var in equation.invars)
     return jax.tree.unflatten(
         treedef, [leaf if id(var) in read else None for leaf, var in zip(leaves, jaxpr.invars, strict=True)]
     )
