@@ -295,5 +295,5 @@ SHARDING = (
     (r"(text/)?blocks/\d+/(attn/(query|key|value)|mlp/up)/kernel", (None, "tensor")),
     (r"(text/)?blocks/\d+/(attn/(query|key|value)|mlp/up)/bias", ("tensor",)),
     (r"(text/)?blocks/\d+/(attn/out|mlp/down)/kernel", ("tensor", None)),
-    (r"text/stem/word/embedding", ("tensor", None)),
+    (r"(text/)?stem/word/embedding", ("tensor", None)),
 )

@@ -256,4 +256,10 @@ SOURCES = {
         optional=(r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|bias)", r"classifier\..*"),
     )
 }
-RESIZE, SHARDING = clip.RESIZE, clip.SHARDING
+RESIZE = clip.RESIZE
+SHARDING = (
+    *clip.SHARDING,
+    (r"pool/(query|key|value|mlp/up)/kernel", (None, "tensor")),
+    (r"pool/(query|key|value|mlp/up)/bias", ("tensor",)),
+    (r"pool/(out|mlp/down)/kernel", ("tensor", None)),
+)
