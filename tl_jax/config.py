@@ -238,7 +238,9 @@ class Train:
       cache_views: with `data.augment`: so many changed versions of every training example are kept, and epochs show one
         after the other, instead of new ones in every epoch, which cannot be kept. None for new ones.
       remat: what a backward pass computes again rather than keep it, block by block above the cut: `none`; `dots`, all
-        but the results of matrix products; `block`, all of it.
+        but the results of matrix products; `block`, all of it; `auto`, the first of these with which the compiled step
+        fits a device, found when a run begins and kept when it goes on. `auto` is `none` where devices do not say what
+        memory they have, as CPUs, in a sweep, and in an engine that a program builds itself; see `remat`.
       resident: keep the training set on the devices and make the updates between two lines of the log in one dispatch:
         `auto` where that helps and fits, `on` or a refusal that says why not, `off` never. See `tl_jax.resident`.
       scan: hold equal blocks as one and compile one of them, see `core.stacks`: `on`, `off`, or `auto`, which does so
@@ -268,7 +270,7 @@ class Train:
     cache: Literal["auto", "on", "disk", "off"] = "auto"
     cache_dir: str | None = None
     cache_views: int | None = None
-    remat: Literal["none", "dots", "block"] = "none"
+    remat: Literal["none", "dots", "block", "auto"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
     resident: Literal["auto", "on", "off"] = "auto"
     restore_best: bool = True

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import caching, config, fitting, loading
+from tl_jax import caching, config, fitting, loading, remat
 from tl_jax.core import chain
 from tl_jax.core.errors import UserError
 from tl_jax.engine import Engine, build
@@ -82,6 +82,7 @@ def report(exp: config.Experiment, pod: Pod | None = None) -> Report:
         devices, simulated = pod.devices()
         mesh, limit, where = meshes.build(exp.mesh, devices), pod.kind.memory, f"{_compiled_for(pod, simulated)}\n\n"
     first = build(exp, mesh)
+    first, told = remat.settled(first, peak, meshes.memory_limit(first.mesh) if limit is None else limit)
     engines = [first.phase(number) for number in range(len(first.stretches))]
     try:
         described = [_describe(engine, limit) for engine in engines]
@@ -93,6 +94,7 @@ def report(exp: config.Experiment, pod: Pod | None = None) -> Report:
         raise UserError("train.batch_size", what, "lower it, or raise mesh.fsdp or train.accumulate") from error
     checkpoint = loading.read_from(exp.model, first.checkpoint)
     weights = f"{where}weights: {loading.foresee(checkpoint, first.model, exp.model.fresh)}"
+    weights += f"\n\n{told}" if told else ""
     if len(engines) == 1:
         ((text, figures),) = described
         return Report(f"{weights}\n\n{text}", figures)
@@ -109,19 +111,12 @@ def _describe(engine: Engine, limit: int | None) -> tuple[str, Figures]:
     compiled = compile_step(engine, size)
     memory = memory_by_part(engine, size, compiled)
 
-    def peak(other: int) -> float:
-        if other == size:
-            return sum(memory.values())
-        try:
-            return sum(memory_by_part(engine, other, compile_step(engine, other)).values())
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return math.inf
+    def peak_of(other: int) -> float:
+        return sum(memory.values()) if other == size else compiled_peak(engine, other)
 
     unit = exp.train.accumulate * engine.mesh.shape["data"] * engine.mesh.shape["fsdp"]
     limit = meshes.memory(engine.mesh) if limit is None else limit
-    fit = fitting.largest(peak, unit, size, limit)
+    fit = fitting.largest(peak_of, unit, size, limit)
     plain = without_loops(engine)
     unrolled = compiled if plain is None else compile_step(plain, size)
     figures = Figures(
@@ -144,6 +139,43 @@ def _describe(engine: Engine, limit: int | None) -> tuple[str, Figures]:
 def compile_step(engine: Engine, batch_size: int):
     """The compiled step for a batch of this size, from abstract arguments."""
     return engine.step.core.lower(*_arguments(engine, batch_size)).compile()
+
+
+def compiled_peak(engine: Engine, batch_size: int) -> float:
+    """Bytes that a step of this size takes on a device; infinity where the compiler finds no room for it."""
+    try:
+        return sum(memory_by_part(engine, batch_size, compile_step(engine, batch_size)).values())
+    except jax.errors.JaxRuntimeError as error:
+        # Compilers for TPUs place every array, and refuse what they find no place for.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
+
+
+def peak(engine: Engine, enough: float) -> float:
+    """Bytes that the run's own step takes on a device. Nothing is compiled where it surely takes less than half of what
+    is enough: the bound is then the answer."""
+    size = engine.exp.train.batch_size
+    bound = at_most(engine, size)
+    # Half, as compilers also pad arrays and need room of their own to compute in.
+    return bound if bound <= enough / 2 else compiled_peak(engine, size)
+
+
+def at_most(engine: Engine, batch_size: int) -> float:
+    """Bytes that a step would take if it kept all that it ever computes, on one device: from its trace alone."""
+    arguments = _arguments(engine, batch_size)
+    return _size(arguments) + _computed(engine.step.core.trace(*arguments).jaxpr)
+
+
+def _computed(jaxpr) -> int:
+    """Bytes of the results of all operations, and of those within them; a loop's body counts once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += sum(x.aval.size * x.aval.dtype.itemsize for x in equation.outvars)
+        total += sum(
+            _computed(part) for part in jax.tree.leaves(list(equation.params.values())) if hasattr(part, "eqns")
+        )
+    return total
 
 
 def without_loops(engine: Engine) -> Engine | None:
@@ -189,27 +221,29 @@ def memory_by_part(engine: Engine, batch_size: int, compiled) -> dict[str, int]:
     moving, constant, batch = _arguments(engine, batch_size)
     found = compiled.memory_analysis()
 
-    def size(tree) -> int:
-        leaves = jax.tree.leaves(tree)
-        return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
-
     forms = {} if engine.quantized is None else engine.quantized.forms
     few = {
-        f"frozen in {form}": size([constant["frozen"][path] for path in engine.stacks.paths(paths)])
+        f"frozen in {form}": _size([constant["frozen"][path] for path in engine.stacks.paths(paths)])
         for form, paths in forms.items()
     }
     return {
-        "frozen": size(constant["frozen"]) - sum(few.values()),
+        "frozen": _size(constant["frozen"]) - sum(few.values()),
         **few,
-        "trained": size(moving["trained"]),
-        "statistics": size(moving["stats"]),
-        "optimizer": size(moving["opt_state"]),
-        **({"ema": size(moving["ema"])} if "ema" in moving else {}),
-        **{name: size(constant[name]) for name in ("anchor", "teacher") if constant[name]},
-        "batch": size(batch),
+        "trained": _size(moving["trained"]),
+        "statistics": _size(moving["stats"]),
+        "optimizer": _size(moving["opt_state"]),
+        **({"ema": _size(moving["ema"])} if "ema" in moving else {}),
+        **{name: _size(constant[name]) for name in ("anchor", "teacher") if constant[name]},
+        "batch": _size(batch),
         "temporaries": int(found.temp_size_in_bytes),
         "program": int(found.output_size_in_bytes - found.alias_size_in_bytes + found.generated_code_size_in_bytes),
     }
+
+
+def _size(tree) -> int:
+    """Bytes of abstract arrays on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _text(engine: Engine, params: dict[str, Any], figures: Figures) -> str:

@@ -486,14 +486,14 @@ def build(
     norms = sorted({path.rpartition("/")[0] for path in stats})
     # What hides spans is the first stage, so that nothing lies below the cut.
     drawing = {"dropout": "all"} if inputs.hides_spans(exp, checkpoint) else {}
+    # What fits is known by compiling; see `remat`.
+    again = "none" if exp.train.remat == "auto" else exp.train.remat
     written = phases.write(exp, names, [path for path in params if path not in stats], norms)
     stretches = phases.resolve(
         written,
         exp.optimizer,
         train_plan and train_plan.steps_per_epoch,
-        lambda plan, decay: resolve(
-            dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared, exp.train.remat
-        ),
+        lambda plan, decay: resolve(dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared, again),
     )
     forward = _forward(model, chains, task, exp, mesh)
     parts = exp, mesh, sets, transform, task, checkpoint, model, chains, stretches, train_plan, forward, callbacks

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tl_jax import caching, config, evaluation
+from tl_jax import caching, config, costs, evaluation, remat
 from tl_jax.core import chain
 from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError, shorten
@@ -171,12 +171,16 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         started, data=data, callbacks=callbacks, saved_split=kept and data is None and kept["splits"] or None
     )
     profile.span_of(exp.profile, engine.steps)
+    engine, told = _settled(engine, folder)
+    say(told) if told else None
     wasted = engine.padding
     say(str(wasted)) if wasted is not None else None
     say("loading weights")
     state, loaded = engine.init_with_receipt()
     _check_base(folder, loaded)
     _write(folder / "config.json", config.to_dict(exp))
+    if told and not (folder / "remat.json").exists():
+        _write(folder / "remat.json", {"remat": engine.exp.train.remat, "why": told})
     _write(folder / "receipt.json", loaded.receipt.to_dict())
     _write(folder / "plan.json", plan_report.to_dict(engine.stretches))
     _write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
@@ -218,6 +222,14 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
         # It is there to go on after a stop; what is to be shared has a folder of its own.
         (folder / "cache").rmtree()
     return summary
+
+
+def _settled(engine: Engine, folder: epath.Path) -> tuple[Engine, str]:
+    """With what fits in place of `train.remat=auto`, or what the run began with, and a line that says so."""
+    kept = folders.read_json(folder / "remat.json") if engine.exp.train.remat == "auto" else None
+    if kept is None:
+        return remat.settled(engine, costs.peak, meshes.memory_limit(engine.mesh))
+    return remat.under(engine, kept["remat"]), f"remat: {kept['remat']}, as the run began"
 
 
 def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, checkpoints: Checkpoints, folder, stop):

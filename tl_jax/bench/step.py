@@ -25,10 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import config, costs, runs
+from tl_jax import config, costs, remat, runs
 from tl_jax.bench import peak, synthetic
 from tl_jax.core import chain
 from tl_jax.engine import Engine, build
+from tl_jax.parallel import mesh as meshes
 from tl_jax.plan.resolve import count
 from tl_jax.pretrained import Loaded
 from tl_jax.train.checkpoint import Checkpoints
@@ -109,6 +110,7 @@ def bench_engine(exp: config.Experiment, num_classes: int | None) -> Engine:
     """
     exp = dataclasses.replace(exp, data=dataclasses.replace(exp.data, buckets=()))
     engine = build(exp, **({} if num_classes is None else synthetic.parts(exp, num_classes)))
+    engine, _ = remat.settled(engine, costs.peak, meshes.memory_limit(engine.mesh))
     return engine.phase(len(engine.stretches) - 1)
 
 

@@ -60,10 +60,15 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, where: str) -> None:
     )
 
 
+def memory_limit(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that a device says it has; None where it says nothing, as a CPU."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    return int(stats["bytes_limit"]) if "bytes_limit" in stats else None
+
+
 def memory(mesh: jax.sharding.Mesh) -> int:
     """Bytes on one device; processes' devices on a CPU share the machine's memory."""
-    device = mesh.local_devices[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
+    limit = memory_limit(mesh)
+    if limit is not None:
+        return limit
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)

@@ -99,17 +99,27 @@ def resolve(
     below = cut.find(chains, ordered, follows, plan.dropout == "all", reads or {})
     suffix = {stage.name for chain, members in chains.items() for stage in members[below[chain] :]}
     draws = {"suffix": suffix, "all": set(stages), "none": set()}[plan.dropout]
-    names = list(stages)
-    again = {names[number]: remat for number in presets.blocks(names) if names[number] in suffix}
-    return Resolved(
+    resolved = Resolved(
         trained=ordered,
         moving=tuple(path for name in stages if name in follows for path in stages[name].stats()),
         lr=_rates(plan, stages, ordered),
         decay=_decays(plan, params, ordered, weight_decay, no_decay),
-        modes={name: Mode(name in draws, name in follows, again.get(name, "none")) for name in stages},
+        modes={name: Mode(name in draws, name in follows) for name in stages},
         batchnorm=batchnorm,
         cut=below,
     )
+    return with_remat(resolved, chains, remat)
+
+
+def with_remat(plan: Resolved, chains: Chains, remat: Remat) -> Resolved:
+    """The same plan, whose blocks above the cut compute again what `remat` says."""
+    names = [stage.name for members in chains.values() for stage in members]
+    suffix = {stage.name for chain, members in chains.items() for stage in members[plan.cut[chain] :]}
+    again = {names[number] for number in presets.blocks(names) if names[number] in suffix}
+    modes = {
+        name: dataclasses.replace(mode, remat=remat) if name in again else mode for name, mode in plan.modes.items()
+    }
+    return dataclasses.replace(plan, modes=modes)
 
 
 def _rates(plan: config.Plan, stages, trained) -> dict[str, float]:
