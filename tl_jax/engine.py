@@ -23,7 +23,7 @@ import optax
 
 from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies, stacking
 from tl_jax.core import chain, plugins
-from tl_jax.core.barriers import compiler_options
+from tl_jax.core.barriers import compiler_options, inlined
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.core.stacks import Stacks
@@ -512,7 +512,6 @@ def build(
 def _forward(model, chains, task, exp, mesh):
     """(params, batch, cut) -> what `Engine.eval_step` returns; `cut` is that of what the batch brings, by chain."""
 
-    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
     def forward(params, batch, cut_at):
         below = dict(zip(chains, cut_at, strict=True))
         crossing = batch.get("crossing", {})
@@ -528,7 +527,7 @@ def _forward(model, chains, task, exp, mesh):
         kept |= {name: batch[name] for name in ("weight", "id") if name in batch}
         return jax.lax.with_sharding_constraint(kept, sharding.replicated(mesh))
 
-    return forward
+    return inlined(jax.jit(forward, static_argnums=2, compiler_options=compiler_options()))
 
 
 def _compute_dtype(exp: config.Experiment):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tl_jax.core import chain
-from tl_jax.core.barriers import compiler_options
+from tl_jax.core.barriers import compiler_options, inlined
 from tl_jax.core.chain import EVAL
 from tl_jax.models import vit
 
@@ -40,3 +40,17 @@ def test_costs_grow_with_the_depth_not_with_its_square(what):
     """Twice as many more blocks cost twice as much more, to a hundredth."""
     four, eight, sixteen = (cost(layers, what) for layers in (4, 8, 16))
     assert (sixteen - eight) / (eight - four) == pytest.approx(2, rel=0.01)
+
+
+def test_a_compiled_function_may_stand_within_another():
+    """`jax.jit` refuses a compiler's options there; without a trace around it, it is compiled."""
+    once = []
+
+    def double(x):
+        once.append(isinstance(x, jax.core.Tracer))
+        return x * 2
+
+    found = inlined(jax.jit(double, compiler_options=compiler_options()))
+    assert jax.vmap(lambda x: found(x) + 1)(jnp.arange(3.0)).tolist() == [1.0, 3.0, 5.0]
+    assert jax.jit(found)(2.0) == found(2.0) == 4.0 and found(3.0) == 6.0
+    assert once == [True] * 3

@@ -127,8 +127,8 @@ def test_an_encoder_trains_with_its_decoder():
 
 @pytest.mark.parametrize("plan", [Plan("full"), Plan(train=("norm/.*",)), "int8"], ids=["full", "norm", "int8"])
 def test_no_step_holds_the_scores_of_all_positions(plan):
-    """Temporaries of the compiled gradient are less than them, with a table that trains, is frozen, or quantised; too many
-    to be kept, 512 MiB."""
+    """Temporaries of the compiled gradient are less than them, too many to be kept: 512 MiB. With a table that trains,
+    is frozen, or quantised."""
     rows, time, words, width = 64, 128, 16384, 16
     model = small_gpt2(vocab_size=words, n_embd=width)
     LM.arrange(model, 1)

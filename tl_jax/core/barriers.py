@@ -4,8 +4,11 @@
 
 x = held(x)                                              # between the blocks of a network
 step = jax.jit(step, compiler_options=compiler_options())
+    forward = inlined(jax.jit(forward, compiler_options=compiler_options()))     # within another `jit` or `vmap` too
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,3 +30,14 @@ def compiler_options() -> dict[str, Any]:
     On a CPU, XLA takes them away before it merges and orders operations, unless it is told to leave that pass out.
     """
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else {}
+
+
+def inlined(jitted: Callable) -> Callable:
+    """The jitted function, and within a trace the function itself: there `jax.jit` refuses options of a compiler."""
+
+    @functools.wraps(jitted)
+    def call(*arguments):
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+        return (jitted.__wrapped__ if traced else jitted)(*arguments)
+
+    return call
