@@ -232,11 +232,12 @@ def test_schedule_is_reported_for_the_step_that_was_made():
     assert rates == [1.0, 2.0]
 
 
-def test_step_works_inside_somebody_elses_scan():
-    """`step.fn` over three batches equals three calls."""
+@pytest.mark.parametrize("form", ["fn", "__call__"])
+def test_step_works_inside_somebody_elses_scan(form):
+    """Over three batches it equals three calls."""
     step, state = _start(toys.Net(rate=0.5), _LAST, optax.adamw(1e-2), donate=False)
     batches = [toys.vectors(seed=seed) for seed in range(3)]
-    scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(step.fn, s, b))(
+    scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(getattr(step, form), s, b))(
         state, jax.tree.map(lambda *x: np.stack(x), *batches)
     )
     for batch in batches:

@@ -107,7 +107,10 @@ class Step:
         return jax.jit(function, donate_argnums=donated, compiler_options=compiler_options(), **options)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One update. The arrays of `state.moving` are gone afterwards if the step donates them."""
+        """One update. The arrays of `state.moving` are gone afterwards if the step donates them; within another `jit`
+        it is `fn`, as a compiler's options hold for a whole program."""
+        if isinstance(state.step, jax.core.Tracer):
+            return self.fn(state, batch)
         if self.place is not None:
             batch = self.place(batch)
         moving, metrics = self.core(state.moving, state.constant, batch)
