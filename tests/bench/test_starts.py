@@ -10,9 +10,8 @@ from tl_jax.bench import starts
 
 
 def test_a_second_start_finds_the_programs_of_the_first(tmp_path, capfd):
-    """Both spend time in XLA, the second less: all programs that took long enough to be kept are read."""
+    """The folder is empty at the first start, and every start is a whole run."""
     exp = makers.write_config(makers.text_run(tmp_path, epochs=None, steps=2), tmp_path / "exp.json")
     starts.main([f"--config={exp}"])
     *_, first, second = (re.split(r"\s*\|\s*", line)[1:-1] for line in capfd.readouterr().out.strip().splitlines())
-    assert [first[0], first[3], second[0]] == ["1", "1.00", "2"]
-    assert 0 < float(second[1].removesuffix(" s")) < float(first[1].removesuffix(" s")) and float(second[3]) < 1
+    assert [first[0], first[3], first[4], second[0]] == ["1", "0", "1.00", "2"] and int(second[3]) > 0

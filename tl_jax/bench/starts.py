@@ -20,24 +20,24 @@ from tl_jax.bench import words
 from tl_jax.core.errors import UserError
 from tl_jax.report.table import markdown
 
-# What JAX says of the time in XLA, in which it also looks for programs that are kept.
-_EVENT = "/jax/core/compile/backend_compile_duration"
+# What JAX says of the time in XLA, in which it also looks for programs that are kept, and of each that it finds.
+_TIME, _FOUND = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"
 _START = f"""
-import pathlib, sys
+import json, pathlib, sys
 import jax
-spent = []
-listen = lambda name, seconds, **_: spent.append(seconds if name == {_EVENT!r} else 0)
-jax.monitoring.register_event_duration_secs_listener(listen)
+spent, found = [], []
+jax.monitoring.register_event_duration_secs_listener(lambda name, s, **_: spent.append(s if name == {_TIME!r} else 0))
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name == {_FOUND!r}))
 from tl_jax.cli import main
 try:
     main(["launch.py", *sys.argv[2:]])
 finally:
-    pathlib.Path(sys.argv[1]).write_text(str(sum(spent)))
+    pathlib.Path(sys.argv[1]).write_text(json.dumps([sum(spent), sum(found)]))
 """
 
 
 def start(asked: pathlib.Path, folder: pathlib.Path, cache: pathlib.Path) -> dict[str, float]:
-    """The figures of one start, in seconds.
+    """The figures of one start: seconds in XLA and of the whole process, and how many programs were found kept.
 
     Raises:
       UserError: it failed; what it said went to stderr.
@@ -49,7 +49,8 @@ def start(asked: pathlib.Path, folder: pathlib.Path, cache: pathlib.Path) -> dic
     whole = time.perf_counter() - began
     if done.returncode:
         raise UserError("starts", f"the run ended with {done.returncode}", "see above")
-    return {"XLA": float((folder / "spent").read_text()), "process": whole}
+    spent, found = json.loads((folder / "spent").read_text())
+    return {"XLA": spent, "process": whole, "programs found": found}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
     print(markdown([{name: _text(value) for name, value in row.items()} for row in rows], list(rows[0])))
 
 
-def _text(value: str | float) -> str:
-    return f"{value:.2f} s" if isinstance(value, float) else value
+def _text(value: str | float | int) -> str:
+    return f"{value:.2f} s" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 x = held(x)                                              # between the blocks of a network
 step = jax.jit(step, compiler_options=compiler_options())
-    forward = inlined(jax.jit(forward, compiler_options=compiler_options()))     # within another `jit` or `vmap` too
+forward = inlined(jax.jit(forward, compiler_options=compiler_options()))     # within another `jit` or `vmap` too
 """
 
 import functools
