@@ -14,7 +14,9 @@ import pytest
 from jax import export
 from safetensors.numpy import load_file
 
-from tl_jax import apply, runs, stablehlo
+from tl_jax import apply, loading, runs, stablehlo
+from tl_jax.core import chain
+from tl_jax.core.chain import EVAL
 from tl_jax.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -103,6 +105,28 @@ def test_images_need_no_length(tmp_path):
     # The same sums of float32, which another program may take in another order.
     np.testing.assert_allclose(found["logits"], engine.eval_step(state, batch)["logits"], atol=1e-5)
     assert json.loads((tmp_path / "out" / "model.json").read_text())["sizes"] == {"b": "any number of examples"}
+
+
+_BLOCKS = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+_SMALL = {
+    "vit": {**_BLOCKS, "image_size": 16, "patch_size": 8},
+    "dinov2": {**_BLOCKS, "image_size": 16, "patch_size": 8},
+    "swin": {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4},
+}
+
+
+@pytest.mark.parametrize("family", _SMALL)
+def test_families_of_images_take_any_number_of_them(family):
+    """Also those that put a token before the patches, or lay windows."""
+    checkpoint = loading.from_config({"model_type": family, **_SMALL[family]})
+    model = loading.abstract(checkpoint)
+    chains, params = chain.split(model)
+
+    def forward(params, batch):
+        return chain.run_chains(model, chains, params, batch, lambda _: EVAL)[0]
+
+    program = stablehlo.lowered(forward, params, {"pixel_values": np.zeros((1, 16, 16, 3), np.float32)}, 1)
+    assert stablehlo.described(program, 1)["inputs"]["pixel_values"]["shape"] == ["b", 16, 16, 3]
 
 
 def test_a_network_that_must_know_its_length_gets_the_longest():

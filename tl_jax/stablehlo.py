@@ -37,7 +37,7 @@ from tl_jax.parallel import sharding
 from tl_jax.runs import open_run
 
 # By which of them a network says that it must know a size, or that a platform lacks an operation, depends on its code.
-_UNKNOWN_SIZE = (jax.errors.InconclusiveDimensionOperation, NotImplementedError)
+_UNKNOWN_SIZE = (jax.errors.InconclusiveDimensionOperation, TypeError, NotImplementedError)
 PROGRAM, WEIGHTS, ABOUT = "model.stablehlo", "model.safetensors", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 _CALL = (

@@ -104,7 +104,7 @@ class Embeddings(nnx.Module):
         """float[B, H, W, C] -> float[B, T, D] in the parameters' dtype."""
         x_BTD = tokens(self.patch(x_BHWC), self.cls[...]) + self.position[...]
         if self.register is not None:
-            registers = jnp.broadcast_to(self.register[...], (len(x_BTD), *self.register.shape[1:]))
+            registers = jnp.broadcast_to(self.register[...], (x_BTD.shape[0], *self.register.shape[1:]))
             x_BTD = jnp.concatenate([x_BTD[:, :1], registers, x_BTD[:, 1:]], axis=1)
         return dropout(x_BTD, self.dropout, context.key)
 

@@ -152,7 +152,7 @@ class ImagePool(nnx.Module):
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> `last_hidden_state`, the same, and `pooler_output` float[B, D], `image_embeds` too."""
-        probe_B1D = jnp.broadcast_to(self.probe[...], (len(x_BTD), *self.probe.shape[1:]))
+        probe_B1D = jnp.broadcast_to(self.probe[...], (x_BTD.shape[0], *self.probe.shape[1:]))
         pairs = ((self.query, probe_B1D), (self.key, x_BTD), (self.value, x_BTD))
         y_B1NH = attend(*(heads(layer(x), self.num_heads) for layer, x in pairs))
         y_BD = self.out(y_B1NH.reshape(probe_B1D.shape))[:, 0]

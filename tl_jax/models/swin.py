@@ -196,7 +196,7 @@ class Pool(nnx.Module):
     def __call__(self, x_BHWD, context: Context):
         """float[B, H, W, D] -> `last_hidden_state` float[B, H * W, D] and `pooler_output` float[B, D]."""
         outputs = conv.mean_pooled(x_BHWD)
-        return {**outputs, "last_hidden_state": x_BHWD.reshape(len(x_BHWD), -1, x_BHWD.shape[-1])}
+        return {**outputs, "last_hidden_state": x_BHWD.reshape(x_BHWD.shape[0], -1, x_BHWD.shape[-1])}
 
 
 class Backbone(chain.Backbone):

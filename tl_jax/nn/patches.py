@@ -34,7 +34,7 @@ class Patches(nnx.Conv):
 def tokens(x_BHWD, *first_1PD):
     """The patches in rows, behind tokens that every image has: float[B, P + H W, D]."""
     x_BTD = x_BHWD.reshape(x_BHWD.shape[0], -1, x_BHWD.shape[-1])
-    first = [jnp.broadcast_to(token, (len(x_BTD), *token.shape[1:])) for token in first_1PD]
+    first = [jnp.broadcast_to(token, (x_BTD.shape[0], *token.shape[1:])) for token in first_1PD]
     return jnp.concatenate([*first, x_BTD], axis=1)
 
 
