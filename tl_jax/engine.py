@@ -13,12 +13,11 @@ Everything here can be used inside somebody else's loop; `runs.run` is the loop 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from tl_jax import caching, config, distilling, inputs, loading, quantizing, remedies, stacking
@@ -27,10 +26,10 @@ from tl_jax.core.barriers import compiler_options, inlined
 from tl_jax.core.chain import EVAL, Chains
 from tl_jax.core.errors import UserError
 from tl_jax.core.stacks import Stacks
-from tl_jax.data import lengths, pipeline, splits, views
+from tl_jax.data import splits
 from tl_jax.data.batches import BatchPlan
 from tl_jax.data.examples import Examples
-from tl_jax.data.lengths import Padding
+from tl_jax.feed import Feed
 from tl_jax.parallel import mesh as meshes
 from tl_jax.parallel import sharding
 from tl_jax.plan import cut, phases
@@ -38,22 +37,18 @@ from tl_jax.plan.phases import Stretch
 from tl_jax.plan.resolve import Resolved, resolve
 from tl_jax.pretrained import Checkpoint, Loaded, Pretrained
 from tl_jax.train import optimizer, schedule
-from tl_jax.train.activations import Activations, StoredRows
 from tl_jax.train.objective import ChainObjective
 from tl_jax.train.state import State
 from tl_jax.train.step import Step, initial_state
 
 
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """The pieces of a run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine(Feed):
+    """The pieces of a run: its batches, which come from `Feed`, and what is made of them.
 
     Attributes:
-      exp: the config.
-      mesh: devices by axis.
-      sets: examples by split; windows of the records where the task takes them apart.
-      transform: from a raw record to arrays.
       task: the head, loss and metrics.
+      checkpoint: the published network it starts from.
       model: the network, abstract, head included.
       chains: its stages.
       stretches: the run's phases in full; mostly there is one.
@@ -62,37 +57,25 @@ class Engine:
       schedule, tx: the learning rate by step, and the optimizer over trained parameters.
       step: the training step; `train_step` and `step_fn` are it, jitted and not.
       callbacks: told of what happens in `runs.run`.
-      stores: what crosses the cut, by split, once a `caching.Cache` has computed it; batches then bring it as
-        `crossing` instead of inputs.
       teacher: whose answers are learnt too, if anybody's.
       quantized: the frozen leaves that are kept in few bits, if any.
       stacks: which leaves the states of this phase hold as one; see `train.scan`.
-      packed: rows of several training texts, if `data.packing` asks for them.
-      buckets: the padded lengths of what is evaluated; None where there is nothing to train on.
     """
 
-    exp: config.Experiment
-    mesh: jax.sharding.Mesh
-    sets: Mapping[str, Examples]
-    transform: Any
     task: Any
     checkpoint: Checkpoint
     model: chain.Backbone
     chains: Chains
     stretches: tuple[Stretch, ...]
-    train_plan: BatchPlan | None
     forward: Callable[..., dict[str, jax.Array]]
     callbacks: Sequence[Any] = ()
     number: int = 0
     schedule: optax.Schedule | None = None
     tx: optax.GradientTransformation | None = None
     step: Step | None = None
-    stores: dict[str, Activations] = dataclasses.field(default_factory=dict)
     teacher: distilling.Teacher | None = None
     quantized: quantizing.Chosen | None = None
     stacks: Stacks = Stacks({})
-    packed: Examples | None = None
-    buckets: tuple[int, ...] | None = None
 
     def phase(self, number: int) -> "Engine":
         """The pieces of a phase of the same run."""
@@ -175,27 +158,9 @@ class Engine:
         return tuple(path for path in chain.split(self.model)[1] if path in moved)
 
     @property
-    def batched(self) -> Mapping[str, Examples]:
-        """`sets`, with rows of several texts as training examples where they are packed."""
-        return self.sets if self.packed is None else {**self.sets, "train": self.packed}
-
-    @property
-    def padding(self) -> Padding | None:
-        """What the batches of an epoch hold beside examples; None where these have no length."""
-        found = lengths.padding(self.train_plan)
-        if self.packed is None:
-            return found
-        return dataclasses.replace(found, rows=len(self.packed), texts=len(self.sets["train"].records))
-
-    @property
     def add_head(self):
         """What puts the task's stages and the plan's adapters on a network."""
         return distilling.adder(loading.adder(self.task, self.exp.plan, self.checkpoint), self.teacher)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates that see as many training examples as there are: each once, unless `data.sampler` draws them."""
-        return self.train_plan.steps_per_epoch
 
     def init(self) -> State:
         """The state at step 0: weights read from the file, a fresh head, empty optimizer slots."""
@@ -279,95 +244,6 @@ class Engine:
     def cut_of(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
         """By chain, how many stages a batch has behind it: those below the cut where it brings what crosses it."""
         return tuple(self.plan.cut.values()) if "crossing" in batch else (0,) * len(self.chains)
-
-    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """A batch of this process' rows as global arrays, sharded by example; arrays on devices stay."""
-        return sharding.put_batch(batch, self.mesh)
-
-    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
-        """Batches of the run's steps [start, stop), on the devices: a pure function of the seed and the step."""
-        return self._batches(self.batched["train"], self.train_plan, start, stop, self.exp.seed, augment=True)
-
-    def eval_batches(self, examples: Examples) -> Iterator[dict[str, jax.Array]]:
-        """All examples once, sorted by padded length; the last batch is filled up with examples of weight 0."""
-        plan = self.eval_plan(examples)
-        return self._batches(examples, plan, 0, plan.steps_per_epoch, 0, augment=False)
-
-    def view_batches(self, count: int) -> Iterator[dict[str, jax.Array]]:
-        """`count` changed versions of all training examples, view by view, each as `eval_batches` orders them."""
-        train, plan = self.sets["train"], self.eval_plan(self.sets["train"])
-        host = pipeline.batches(
-            views.numbered(views.repeated(train, count)),
-            views.ViewTransform(self.transform, len(train), self.exp.seed),
-            views.CycledPlan(plan, len(train), count),
-            start=0,
-            stop=count * plan.steps_per_epoch,
-            rows=sharding.process_rows(self.mesh, plan.batch_size),
-            seed=0,
-            augment=False,
-            threads=self.exp.data.threads,
-        )
-        return pipeline.on_device(host, self.place)
-
-    def eval_plan(self, examples: Examples) -> BatchPlan:
-        """Which examples make up the batches of `eval_batches`."""
-        size = self.exp.train.eval_batch_size or self.exp.train.batch_size
-        lengths_N = self.transform.lengths(examples)
-        buckets = self.train_plan.buckets if examples is self.packed else self.buckets
-        if buckets is None:
-            buckets = inputs.buckets(self.exp.data, self.transform, lengths_N)
-        return BatchPlan(len(examples), size, seed=0, shuffle=False, lengths=lengths_N, buckets=buckets)
-
-    def abstract_batch(
-        self, batch_size: int, length: int | None = None, split: str = "train"
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch of a split's inputs, the longest that the config allows unless `length` says otherwise."""
-        examples, longest = self.batched[split], self.exp.data.max_length
-        arrays = self.transform.collate([self.transform(examples[0], None)], longest)
-        # Of the inputs only sequences follow the length, along their second axis.
-        cut_short = {} if length is None else {name: x[:, :length] for name, x in arrays.items()}
-        arrays |= {
-            "label": examples.labels[:1].astype(np.float32 if examples.multi_label else np.int32),
-            "weight": np.zeros(1, np.float32),
-            "id": np.zeros(1, np.int32),
-            **cut_short,
-        }
-        place = sharding.batch_sharding(self.mesh)
-        return {
-            name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=place)
-            for name, x in arrays.items()
-        }
-
-    def source(self, examples: Examples, plan: BatchPlan, augment: bool) -> tuple[Examples, Any, Any]:
-        """What batches are made of: these examples, how to transform them and their plan, or what takes their place
-        where what crosses the cut is kept."""
-        transform = self.transform
-        for split, store in self.stores.items():
-            positions = examples.within(self.batched[split])
-            # Views are for training; what is evaluated is not changed.
-            if positions is not None and (augment or not store.views):
-                if store.views:
-                    plan = views.CycledPlan(plan, len(examples), store.views)
-                    examples = views.repeated(examples, store.views)
-                    positions = np.arange(len(examples))
-                examples = examples.instead(lambda index, at=positions: {"position": at[index]})
-                return examples, StoredRows(store), plan
-        return examples, transform, plan
-
-    def _batches(self, examples: Examples, plan: BatchPlan, start: int, stop: int, seed: int, augment: bool):
-        examples, transform, plan = self.source(examples, plan, augment)
-        host = pipeline.batches(
-            examples,
-            transform,
-            plan,
-            start=start,
-            stop=stop,
-            rows=sharding.process_rows(self.mesh, plan.batch_size),
-            seed=seed,
-            augment=augment,
-            threads=self.exp.data.threads,
-        )
-        return pipeline.on_device(host, self.place)
 
     def shardings(self) -> dict[str, Any]:
         """Of everything that moves, in the form of `State.moving`."""
@@ -496,10 +372,26 @@ def build(
         lambda plan, decay: resolve(dataclasses.replace(plan, **drawing), chains, params, decay, reads, spared, again),
     )
     forward = _forward(model, chains, task, exp, mesh)
-    parts = exp, mesh, sets, transform, task, checkpoint, model, chains, stretches, train_plan, forward, callbacks
     moved = {path for each in stretches for path in (*each.plan.trained, *each.plan.moving)}
     chosen = quantizing.choose(exp, checkpoint, model, moved)
-    engine = Engine(*parts, teacher=teacher, quantized=chosen, packed=packed, buckets=buckets).phase(0)
+    engine = Engine(
+        exp=exp,
+        mesh=mesh,
+        sets=sets,
+        transform=transform,
+        train_plan=train_plan,
+        packed=packed,
+        buckets=buckets,
+        task=task,
+        checkpoint=checkpoint,
+        model=model,
+        chains=chains,
+        stretches=stretches,
+        forward=forward,
+        callbacks=callbacks,
+        teacher=teacher,
+        quantized=chosen,
+    ).phase(0)
     if train and teacher is not None:
         teacher.check(exp, checkpoint, engine.abstract_batch(1))
     if train and exp.plan.prompt is not None:
