@@ -11,6 +11,7 @@ import pytest
 
 from tl_jax import config
 from tl_jax.config import Experiment, Model, Plan, Train
+from tl_jax.core import config_files
 from tl_jax.core.errors import UserError
 
 _GOOD = Experiment(model=Model(family="bert"), train=Train(epochs=2))
@@ -85,7 +86,7 @@ def test_steps_and_epochs_together_are_refused():
         config.validate(both)
 
 
-@pytest.mark.parametrize("name", sorted(config.shipped()))
+@pytest.mark.parametrize("name", sorted(config_files.shipped()))
 def test_shipped_config_loads_by_name_and_comes_back_from_json(name, tmp_path):
     """It validates, and its `config.json` says the same, by its own path or its folder's."""
     written = config.to_dict(config.load(name))
@@ -96,7 +97,7 @@ def test_shipped_config_loads_by_name_and_comes_back_from_json(name, tmp_path):
 
 def test_quickstart_is_shipped():
     """The command without arguments runs it."""
-    assert "quickstart" in config.shipped()
+    assert "quickstart" in config_files.shipped()
 
 
 def test_json_round_trip_keeps_nested_experiments():

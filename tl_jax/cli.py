@@ -22,7 +22,7 @@ from absl import app, flags
 
 from tl_jax import config
 from tl_jax.config import DETERMINISTIC
-from tl_jax.core import heap
+from tl_jax.core import config_files, heap
 from tl_jax.core.errors import UserError, did_you_mean
 
 _HELP = """\
@@ -95,7 +95,7 @@ def _parse(argv: Sequence[str]) -> list[Any]:
     words = iter(argv)
     for word in words:
         if word in ("--help", "-h", "-help", "--helpfull"):
-            print(_HELP + ", ".join(config.shipped()))
+            print(_HELP + ", ".join(config_files.shipped()))
             sys.exit(0)
         if word.startswith("--config."):
             name, equals, value = word.removeprefix("--config.").partition("=")

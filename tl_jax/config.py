@@ -9,15 +9,14 @@ are checked against the declared types, and an unknown field is refused with the
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tl_jax.core import limits, typed
-from tl_jax.core.errors import UserError, did_you_mean, shorten
+from tl_jax.core import config_files, limits, typed
+from tl_jax.core.errors import UserError
 
 # What XLA must be told, before it starts, to compute the same bits again on a GPU.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -398,11 +397,12 @@ def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None)
     Raises:
       UserError: nothing there, an unknown field, a wrong type, or values that contradict each other.
     """
-    path = _find(str(source))
+    path = config_files.find(str(source))
     if path.suffix == ".json":
-        exp = from_dict(_read_json(path), str(path))
+        exp = from_dict(config_files.read_json(path), str(path))
     else:
-        exp = _run_python(path)
+        # A dataclass does not check its arguments; reading the value back as data does.
+        exp = from_dict(dataclasses.asdict(config_files.run_python(path, Experiment)), str(path))
         if exp.name == Experiment.name:
             exp = dataclasses.replace(exp, name=path.stem)
     exp = override(exp, overrides or {})
@@ -452,15 +452,6 @@ def validate(exp: Experiment, where: str = "config") -> None:
         validate(exp.pretrain, f"{where} (pretrain)")
 
 
-def shipped() -> dict[str, pathlib.Path]:
-    """The configs that come with the package, by name."""
-    here = pathlib.Path(__file__).resolve().parent
-    for folder in (here.parent / "configs", here / "configs"):
-        if (folder / "quickstart.py").exists():
-            return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
-    return {}
-
-
 def parse_options(cls: type, options: Mapping[str, Any], where: str):
     """An options mapping as the dataclass `cls` of a plug-in, with the checks that every config field gets."""
     mistakes: list[str] = []
@@ -468,51 +459,3 @@ def parse_options(cls: type, options: Mapping[str, Any], where: str):
     if mistakes:
         raise UserError("config", "; ".join(mistakes))
     return value
-
-
-def _find(source: str) -> pathlib.Path:
-    path = pathlib.Path(source)
-    if path.is_dir() and (path / "config.json").exists():
-        return path / "config.json"
-    if path.suffix in (".py", ".json"):
-        if path.is_file():
-            return path
-        raise UserError(source, "no such config file", "give a path, or one of: " + ", ".join(shipped()))
-    if source in shipped():
-        return shipped()[source]
-    raise UserError(source, f"no such config{did_you_mean(source, shipped())}", "give a .py or .json file")
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    def once(pairs):
-        keys = [key for key, _ in pairs]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise UserError(str(path), f"duplicate keys {shorten(sorted(twice))}", "keep one of each")
-        return dict(pairs)
-
-    try:
-        data = json.loads(path.read_text(), object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise UserError(str(path), f"not JSON, {error.msg} at line {error.lineno}") from error
-    if not isinstance(data, dict):
-        raise UserError(str(path), f"holds a {type(data).__name__}, an object was expected")
-    return data
-
-
-def _run_python(path: pathlib.Path) -> Experiment:
-    spec = importlib.util.spec_from_file_location(f"tl_jax_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        exp = module.config()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            str(path), f"{type(error).__name__}: {error}", "a config defines config() -> Experiment"
-        ) from error
-    if not isinstance(exp, Experiment):
-        raise UserError(str(path), f"config() returned {type(exp).__name__}, an Experiment was expected")
-    # A dataclass does not check its arguments; reading the value back as data does.
-    return from_dict(dataclasses.asdict(exp), str(path))
