@@ -13,11 +13,11 @@ from tl_jax.bench import variants
 from tl_jax.core.errors import UserError
 
 
-@pytest.mark.parametrize("of", ["methods", "remedies"])
+@pytest.mark.parametrize("of", [variants.METHODS, variants.REMEDIES, variants.QUANTIZED])
 def test_every_variant_is_a_config_that_works(of, tmp_path):
     """All train for the same number of steps, phases before the last included, on the same few examples."""
     exp = makers.image_run(tmp_path)
-    for overrides in {"methods": variants.METHODS, "remedies": variants.REMEDIES}[of].values():
+    for overrides in of.values():
         found = variants.variant(exp, overrides, labels=5, steps=30, seed=2)
         config.validate(found)
         assert sum(phase.steps for phase in found.phases) + found.train.steps == 30

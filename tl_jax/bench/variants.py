@@ -6,8 +6,9 @@
         --labels=20,100,all --steps=60,120,217 --seeds=0,1,2 --workdir=runs/methods
 
 Every run is a process of its own in a folder of its own, as `launch.py` would start it: its peak memory is its own, and
-what was finished is not run again. `--of` is `methods`, `remedies`, or a JSON file {name: {field: value}} of overrides;
-`--only=head,lora` takes some of them. The table goes to stdout and, with the figures of every run, to `results.json`.
+what was finished is not run again. `--of` is `methods`, `remedies`, `quantized`, or a JSON file of overrides, {name:
+{field: value}}; `--only=head,lora` takes some of them. The table goes to stdout and, with the figures of every run, to
+`results.json`.
 """
 
 import dataclasses
@@ -53,7 +54,12 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "mixup": {"train.mixup": 0.2},
     "CutMix": {"train.cutmix": 1.0},
 }
-_SETS = {"methods": METHODS, "remedies": REMEDIES}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "lora": METHODS["lora"],
+    "lora on int8": {**METHODS["lora"], "plan.quantize": "int8"},
+    "lora on nf4": {**METHODS["lora"], "plan.quantize": "nf4"},
+}
+_SETS = {"methods": METHODS, "remedies": REMEDIES, "quantized": QUANTIZED}
 
 
 def variant(exp: config.Experiment, overrides: Mapping[str, Any], labels: int | None, steps: int, seed: int):
