@@ -102,14 +102,15 @@ class Figures:
     buffers: int
 
 
-def bench_engine(exp: config.Experiment, num_classes: int | None) -> Engine:
+def bench_engine(exp: config.Experiment, num_classes: int | None, examples: int | None = None) -> Engine:
     """The last phase of a run of this config, with batches of one length.
 
     Args:
       num_classes: of synthetic examples; None for the config's own data.
+      examples: how many of them; one batch where None.
     """
     exp = dataclasses.replace(exp, data=dataclasses.replace(exp.data, buckets=()))
-    engine = build(exp, **({} if num_classes is None else synthetic.parts(exp, num_classes)))
+    engine = build(exp, **({} if num_classes is None else synthetic.parts(exp, num_classes, examples)))
     engine, _ = remat.settled(engine, costs.peak, meshes.memory_limit(engine.mesh))
     return engine.phase(len(engine.stretches) - 1)
 

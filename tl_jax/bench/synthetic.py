@@ -17,9 +17,9 @@ from tl_jax.data.examples import Examples
 _TASKS = ("classification", "language_model")
 
 
-def parts(exp: config.Experiment, num_classes: int) -> dict[str, object]:
-    """`data` and `transform` for `engine.build`: one batch of examples, drawn by the config's seed, and for texts what
-    takes the place of a tokenizer.
+def parts(exp: config.Experiment, num_classes: int, count: int | None = None) -> dict[str, object]:
+    """`data` and `transform` for `engine.build`: `count` examples or one batch of them, drawn by the config's seed, and
+    for texts what takes the place of a tokenizer.
 
     Raises:
       UserError: a task that needs labels of another form, fewer than two classes.
@@ -30,7 +30,7 @@ def parts(exp: config.Experiment, num_classes: int) -> dict[str, object]:
         raise UserError("--classes", f"is {num_classes}, must be at least 2")
     checkpoint = loading.checkpoint_of(exp.model)
     kind, rng = inputs.kind_of(checkpoint), np.random.default_rng(exp.seed)
-    count, transform = exp.train.batch_size, None
+    count, transform = exp.train.batch_size if count is None else count, None
     if kind == "text":
         transform = Tokens(checkpoint.family.INPUTS, checkpoint.config.vocab_size, exp.data.max_length, exp.seed)
         records = [{"text": str(number)} for number in range(count)]
