@@ -8,7 +8,6 @@
 The same folder goes on by itself from its last good checkpoint; a finished run is not run again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,14 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tl_jax import caching, config, costs, evaluation, remat
+from tl_jax import caching, config, costs, evaluation, remat, workdirs
 from tl_jax.core import chain
 from tl_jax.core import folder as folders
-from tl_jax.core.errors import UserError, shorten
+from tl_jax.core.errors import UserError
 from tl_jax.data import splits
 from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine, build
@@ -44,10 +42,6 @@ from tl_jax.train.stopping import StopRequest
 
 # How many training examples the closing table is computed from, beside all of validation and test.
 _TRAIN_SAMPLE = 1000
-# What may differ when a run goes on: it changes neither the batches nor the mathematics.
-_MAY_CHANGE = ("mesh", "data.threads", "profile", "train.remat", "train.scan", "train.cache_dir")
-# What holding a workdir leaves in it.
-_MARKS = {".lock", ".shared"}
 
 
 def run(
@@ -75,8 +69,8 @@ def run(
     # An Experiment made in Python has its types checked here, and 1 epoch becomes the 1.0 that config.json holds.
     exp = config.from_dict(config.to_dict(exp))
     config.validate(exp)
-    with _held(epath.Path(workdir)) as folder:
-        _check_same(exp, folder)
+    with workdirs.held(epath.Path(workdir)) as folder:
+        workdirs.check_same(exp, folder)
         if exp.pretrain is not None:
             run(exp.pretrain, folder / "pretrain", quiet=quiet)
         started = _with_source(exp, folder)
@@ -85,7 +79,7 @@ def run(
             summary = _train(exp, started, folder, data, callbacks, quiet)
         if exp.baseline and "baseline" not in summary:
             summary["baseline"] = run(baseline_of(started), folder / "baseline", data=data, quiet=quiet)
-            _write(folder / "summary.json", summary)
+            workdirs.write(folder / "summary.json", summary)
     return summary
 
 
@@ -128,7 +122,7 @@ def open_run(workdir: str | epath.Path, with_data: bool = False) -> tuple[Engine
     else:
         engine = build(exp, mesh, classes=kept["classes"])
     state, loaded = engine.init_with_receipt()
-    _check_base(folder, loaded)
+    workdirs.check_base(folder, loaded)
     with _checkpoints(engine, folder) as checkpoints:
         step = checkpoints.best() if exp.train.restore_best else None
         step = checkpoints.latest() if step is None else step
@@ -177,13 +171,13 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
     say(str(wasted)) if wasted is not None else None
     say("loading weights")
     state, loaded = engine.init_with_receipt()
-    _check_base(folder, loaded)
-    _write(folder / "config.json", config.to_dict(exp))
+    workdirs.check_base(folder, loaded)
+    workdirs.write(folder / "config.json", config.to_dict(exp))
     if told and not (folder / "remat.json").exists():
-        _write(folder / "remat.json", {"remat": engine.exp.train.remat, "why": told})
-    _write(folder / "receipt.json", loaded.receipt.to_dict())
-    _write(folder / "plan.json", plan_report.to_dict(engine.stretches))
-    _write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
+        workdirs.write(folder / "remat.json", {"remat": engine.exp.train.remat, "why": told})
+    workdirs.write(folder / "receipt.json", loaded.receipt.to_dict())
+    workdirs.write(folder / "plan.json", plan_report.to_dict(engine.stretches))
+    workdirs.write(folder / "splits.json", {"classes": list(engine.task.classes), "splits": splits.keys(engine.sets)})
 
     with _checkpoints(engine, folder) as checkpoints, StopRequest() as stop:
         progress = loop.Progress()
@@ -217,7 +211,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
             state, _ = _restored(engine, state, loaded, checkpoints, best)
     say("testing")
     summary = _summary(exp, engine, state, progress, steps_done, best)
-    _write(folder / "summary.json", summary)
+    workdirs.write(folder / "summary.json", summary)
     if main and (folder / "cache").exists():
         # It is there to go on after a stop; what is to be shared has a folder of its own.
         (folder / "cache").rmtree()
@@ -394,74 +388,6 @@ def _published(run_folder: epath.Path) -> str:
             temporary.rename(model)
         multihost_utils.sync_global_devices("published files written")
     return str(model)
-
-
-def _check_same(exp: config.Experiment, folder: epath.Path) -> None:
-    old = folders.read_json(folder / "config.json")
-    if old is None:
-        return
-    # Read as a config, so that a field which is newer than the run has its default.
-    old = config.to_dict(config.from_dict(old, str(folder / "config.json")))
-    found = folders.differences(old, config.to_dict(exp))
-    found = [text for text in found if not text.startswith(_MAY_CHANGE)]
-    if found:
-        raise UserError(
-            str(folder),
-            f"holds a run of another config ({shorten(found)})",
-            "give another --workdir, or the old values to go on",
-        )
-
-
-def _check_base(folder: epath.Path, loaded: Loaded) -> None:
-    receipt = folders.read_json(folder / "receipt.json")
-    if receipt is None:
-        return
-    ours, advice = loaded.receipt, "put the old weights back or start in another workdir"
-    if receipt["digest"] != ours.digest:
-        told = f"is not what this run started from (sha256 {ours.digest[:12]}, was {receipt['digest'][:12]})"
-        raise UserError(ours.source, told, advice)
-    old = receipt.get("teacher", "")
-    # A run that is only opened asks no teacher.
-    if ours.teacher and old != ours.teacher:
-        told = f"is not what taught this run (sha256 {ours.teacher[:12]}, was {old[:12]})"
-        raise UserError("distill.teacher", told, advice)
-
-
-@contextlib.contextmanager
-def _held(folder: epath.Path):
-    """The workdir, made and held for this run alone; given up again as it was if nothing was written to it."""
-    if jax.process_index() > 0:
-        _check_shared(folder)
-        yield folder
-        return
-    was_there = folder.exists()
-    with folders.locked(folders.open_folder(folder)):
-        _check_shared(folder)
-        try:
-            yield folder
-        finally:
-            if {path.name for path in folder.iterdir()} <= _MARKS and not was_there:
-                folder.rmtree()
-
-
-def _check_shared(folder: epath.Path) -> None:
-    """All processes must see the same folder; told at the start rather than at the first checkpoint."""
-    if jax.process_count() == 1:
-        return
-    mark = folder / ".shared"
-    if jax.process_index() == 0:
-        mark.write_text(str(time.time_ns()))
-    multihost_utils.sync_global_devices("workdir written")
-    seen = mark.read_text() if mark.exists() else ""
-    number = int(hashlib.sha256(seen.encode()).hexdigest()[:7], 16)
-    every = multihost_utils.process_allgather(np.int32(number))
-    if len(set(every.tolist())) > 1:
-        raise UserError(str(folder), "is not the same folder on all processes", "give a --workdir that they share")
-
-
-def _write(path: epath.Path, value: Any) -> None:
-    if jax.process_index() == 0:
-        folders.write_json(path, value)
 
 
 def _digest(exp: config.Experiment) -> str:
