@@ -14,7 +14,7 @@ from tl_jax.report import metrics
 from tl_jax.train.callbacks import Callback
 
 # What a clock says, which no run repeats.
-_TIMES = ("examples_per_second",)
+_TIMES = ("examples_per_second", "waited")
 
 
 class PowerCut(Exception):

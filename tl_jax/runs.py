@@ -20,7 +20,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tl_jax import caching, config, costs, evaluation, remat, workdirs
+from tl_jax import caching, config, costs, evaluation, reading, remat, workdirs
 from tl_jax.core import chain
 from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError
@@ -200,6 +200,8 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
             engine = engine.phase(engine.number + 1)
             state = engine.enter(state)
             progress = dataclasses.replace(progress, phase=engine.number, since_best=0)
+        told = reading.advice(engine, progress.waited, progress.stepping)
+        say(told) if told else None
         steps_done = int(state.step)
         best = checkpoints.best() if exp.train.restore_best and "validation" in engine.sets else None
         if best is not None and best != steps_done:
@@ -300,6 +302,7 @@ def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: 
         "tested_step": best or steps,
         "seconds": round(progress.seconds, 3),
         "compile_seconds": round(progress.compile_seconds, 3),
+        "waited": round(progress.waited / progress.stepping, 4) if progress.stepping else None,
         "trained_parameters": count(params, {path for each in engine.stretches for path in each.plan.trained}),
         "total_parameters": count(params, params),
         "metric": metric,

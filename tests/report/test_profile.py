@@ -63,7 +63,7 @@ def test_a_run_is_the_same_with_a_trace(tmp_path):
     traced = runs.run(makers.changed(exp, profile="2:3"), tmp_path / "traced", quiet=True)
     assert [path.suffix for path in (tmp_path / "traced" / "profile").rglob("*.xplane.pb")] == [".pb"]
     assert not (tmp_path / "plain" / "profile").exists()
-    clock = ("seconds", "compile_seconds", "test_seconds")
+    clock = ("seconds", "compile_seconds", "test_seconds", "waited")
     assert {k: v for k, v in plain.items() if k not in clock} == {k: v for k, v in traced.items() if k not in clock}
     assert runs.run(exp, tmp_path / "traced", quiet=True) == traced
 

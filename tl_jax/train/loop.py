@@ -17,6 +17,7 @@ from tl_jax.train.callbacks import Callback
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import State
 from tl_jax.train.stopping import Stopped, StopRequest
+from tl_jax.train.waiting import Waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Progress:
       compile_seconds: of them, until the first step had run.
       stopped_early: patience ran out.
       phase: number of the phase that the state belongs to.
+      stepping: seconds of them that steps after the first took, up to the line of the log that tells of them.
+      waited: of these, those in which the devices stood still for want of a batch; see `train.waiting`.
     """
 
     best: float | None = None
@@ -69,6 +72,8 @@ class Progress:
     compile_seconds: float = 0.0
     stopped_early: bool = False
     phase: int = 0
+    stepping: float = 0.0
+    waited: float = 0.0
 
 
 def fit(
@@ -108,13 +113,15 @@ def fit(
     began, before, first = time.perf_counter(), progress.seconds, True
     window: list[tuple[int, dict]] = []
     checksum, number = 0, start
-    source = batches(start, pace.end)
+    source, waiting = batches(start, pace.end), Waiting()
     try:
-        for count, batch in source:
+        for count, batch in waiting.over(source):
             state, metrics = step(state, batch)
+            waiting.dispatched(metrics["loss"])
             if first:
                 jax.block_until_ready(metrics)
                 progress.compile_seconds += time.perf_counter() - began
+                waiting.restart()
                 first = False
             window.append((count, metrics))
             for done in range(number, number + count):
@@ -124,7 +131,7 @@ def fit(
             evaluates = evaluate is not None and (number % pace.eval_every == 0 or last)
             # Before an evaluation too: a network that became NaN is told by its loss, not by its metrics.
             if number % pace.log_every == 0 or last or evaluates:
-                _log(number, window, checksum, tell)
+                _log(number, window, checksum, progress, waiting, tell)
                 window, checksum = [], 0
             metric = None
             if evaluates:
@@ -134,7 +141,7 @@ def fit(
             stopping = _asked_to_stop(stop, number)
             if number % pace.save_every == 0 or last or stopping or progress.stopped_early or metric is not None:
                 if window:
-                    _log(number, window, checksum, tell)
+                    _log(number, window, checksum, progress, waiting, tell)
                     window, checksum = [], 0
                 progress.seconds = before + time.perf_counter() - began
                 checkpoints.save(number, saved(state), dataclasses.asdict(progress), metric)
@@ -144,9 +151,12 @@ def fit(
                 raise Stopped(number, stop and stop.exit_code or 75)
             if progress.stopped_early:
                 break
+            if not window:
+                waiting.restart()
         tell("say", "waiting for the checkpoint")
         checkpoints.wait()
     finally:
+        waiting.close()
         close = getattr(source, "close", None)
         if close is not None:
             close()
@@ -154,8 +164,10 @@ def fit(
     return state, progress
 
 
-def _log(number: int, window: list[tuple[int, dict]], checksum: int, tell) -> None:
-    """Means over the window; the log shows a NaN before the run ends by it."""
+def _log(
+    number: int, window: list[tuple[int, dict]], checksum: int, progress: Progress, waiting: Waiting, tell
+) -> None:
+    """Means over the window, and the share of it spent waiting; the log shows a NaN before the run ends by it."""
     counts, found = zip(*jax.device_get(window))
     values = {
         name: np.concatenate([np.reshape(one[name], -1)[:count] for count, one in zip(counts, found)])
@@ -163,7 +175,11 @@ def _log(number: int, window: list[tuple[int, dict]], checksum: int, tell) -> No
     }
     means = {name: float(np.mean(value)) for name, value in values.items()}
     means["learning_rate"] = float(values["learning_rate"][-1])
-    tell("on_log", number, {**means, "batch_crc32": checksum})
+    waited = {}
+    if (lap := waiting.lap()) is not None:
+        progress.waited, progress.stepping = progress.waited + lap[0], progress.stepping + lap[1]
+        waited["waited"] = lap[0] / lap[1]
+    tell("on_log", number, {**means, **waited, "batch_crc32": checksum})
     if not np.isfinite(means["loss"]):
         raise FloatingPointError(
             f"the loss became {means['loss']} in steps {number - sum(counts) + 1} to {number}: lower"
