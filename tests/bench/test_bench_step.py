@@ -13,6 +13,7 @@ from tl_jax import config
 from tl_jax.bench import peak, report, step, synthetic
 from tl_jax.config import Data, Experiment, Model, Plan, Task, Train
 from tl_jax.core import chain
+from tl_jax.data import pipeline
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -64,13 +65,16 @@ def test_a_head_costs_a_forward_pass(probe):
 
 
 def test_figures_agree_with_each_other(probe):
-    """Rates, MFU and steps of a checkpoint are quotients of what was measured."""
+    """Rates, MFU, padding, threads and steps of a checkpoint are quotients of what was measured."""
     _, found = probe
     seconds = found["step_ms"]["median"] / 1e3
     assert found["examples_per_second"] == pytest.approx(_BATCH / seconds)
     assert found["tokens_per_second"] == pytest.approx(found["tokens"] / seconds)
     assert found["mfu"] == pytest.approx(found["flops"] / seconds / found["peak_flops"])
     assert found["checkpoint_steps"] == pytest.approx(found["checkpoint_ms"] / 1e3 / seconds)
+    assert found["padding"] == pytest.approx(1 - found["tokens"] / (_BATCH * _TOKENS))
+    needed = found["examples_per_second"] / found["input_core_examples_per_second"]
+    assert found["threads_needed"] - 1 < needed <= found["threads_needed"]
     assert found["step_ms"]["p10"] <= found["step_ms"]["median"] <= found["step_ms"]["p90"]
 
 
@@ -115,11 +119,47 @@ def test_a_table_leaves_blank_what_was_not_measured(probe):
     """No zero, no guess."""
     _, found = probe
     blank = {"input_examples_per_second": None, "checkpoint_bytes": None, "checkpoint_ms": None, "tokens": None}
+    blank |= {"threads_needed": None, "padding": None}
     text = report._text({**found, **blank, "tokens_per_second": None, "length": None})
     rows = dict(tuple(map(str.strip, line.split("|")[1:3])) for line in text.splitlines())
-    for name in ("tokens", "input alone", "checkpoint", "save holds the loop up", "peak by the vendor"):
+    for name in (
+        "tokens",
+        "padding",
+        "input alone",
+        "input of one core",
+        "checkpoint",
+        "save holds the loop up",
+        "peak by the vendor",
+    ):
         assert rows[name] == "", name
     assert rows["batch"] == str(_BATCH) and rows["step"].endswith("2 steps")
+
+
+def test_one_core_reads_in_the_thread_that_asks(home, monkeypatch):
+    """Its rate is that of no reading thread, and the pipeline's that of those that the config has."""
+    asked = []
+
+    def noted(*given, threads, **options):
+        asked.append(threads)
+        return batches(*given, threads=threads, **options)
+
+    batches = pipeline.batches
+    monkeypatch.setattr(pipeline, "batches", noted)
+    engine = step.bench_engine(makers.changed(makers.text_run(home), data__threads=3), None)
+    found = step._input(engine, 1, step_rate=1e-3, reads=True)
+    assert sorted(asked) == [0, 3] and found["threads_needed"] == 1
+    assert step._input(engine, 1, step_rate=1e-3, reads=False) == dict.fromkeys(found)
+
+
+def test_a_table_says_how_many_threads_a_step_needs(probe, monkeypatch):
+    """And how many cores there are, where these are fewer."""
+    _, found = probe
+    monkeypatch.setattr(report.reading, "cores", lambda: 4)
+    rows = [report._core({**found, "input_core_examples_per_second": 2.5, "threads_needed": n}) for n in (4, 5)]
+    assert rows == [
+        "2.5 examples a second: the step needs data.threads=4",
+        "2.5 examples a second: the step needs data.threads=5, and there are 4 cores",
+    ]
 
 
 def test_tokens_of_rows_are_counted_without_padding():

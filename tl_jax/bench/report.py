@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from tl_jax import config
+from tl_jax import config, reading
 from tl_jax.bench import against, step
 from tl_jax.core.errors import UserError
 from tl_jax.costs import readable
@@ -93,6 +93,7 @@ def _text(found: dict[str, Any]) -> str:
         "device": f"{found['devices']} × {found['device']}, {found['dtype']}, jax {found['jax']}",
         "data": found["data"],
         "batch": shape if found["tokens"] is None else f"{shape}, {found['tokens']} tokens without padding",
+        "padding": "" if found["padding"] is None else f"{found['padding']:.1%} of the batch",
         "parameters that train": f"{found['trained_parameters']:,} of {found['total_parameters']:,}",
         "loss of the first step": f"{found['loss']:.6g}",
         "step": f"{_times(found['step_ms'])} ms, {found['steps']} steps",
@@ -108,6 +109,7 @@ def _text(found: dict[str, Any]) -> str:
         "peak memory of the device": _bytes(found["device_peak_bytes"]),
         "peak memory of the process": _bytes(found["process_peak_bytes"]),
         "input alone": _each(found["input_examples_per_second"], "examples a second"),
+        "input of one core": _core(found),
         "checkpoint": _bytes(found["checkpoint_bytes"]),
         "save holds the loop up": _held(found),
         "dispatch": f"{found['dispatch_ms']:.3f} ms, {found['trivial_dispatch_ms']:.3f} ms for as many scalars",
@@ -118,6 +120,14 @@ def _text(found: dict[str, Any]) -> str:
 
 def _each(rate: float | None, unit: str) -> str:
     return "" if rate is None else f"{rate:,.1f} {unit}"
+
+
+def _core(found: dict[str, Any]) -> str:
+    if found["threads_needed"] is None:
+        return ""
+    missing = f", and there are {reading.cores()} cores" if found["threads_needed"] > reading.cores() else ""
+    rate = _each(found["input_core_examples_per_second"], "examples a second")
+    return f"{rate}: the step needs data.threads={found['threads_needed']}" + missing
 
 
 def _tera(flops: float | None) -> str:

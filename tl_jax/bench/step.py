@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import config, costs, remat, runs
+from tl_jax import config, costs, reading, remat, runs
 from tl_jax.bench import peak, synthetic
 from tl_jax.core import chain
 from tl_jax.engine import Engine, build
@@ -50,6 +50,7 @@ class Figures:
       trained_parameters, total_parameters: numbers.
       batch_size, length: examples a step, and tokens or samples each is padded to; no length for images.
       tokens: of a batch of texts, padding not counted.
+      padding: the share of the batch that only fills up shorter texts or sounds; None for images.
       loss: of the first step.
       compile_seconds: from abstract arguments to a program, tracing included, nothing kept from an earlier compilation.
       step_ms: median, p10 and p90 of the time from calling the step until all that it returns is there.
@@ -63,6 +64,8 @@ class Figures:
       device_peak_bytes: most that the first device held until the last step, by its own count.
       process_peak_bytes: most that the process held until then, where the device does not count.
       input_examples_per_second: of the pipeline alone, on the devices; None for synthetic data.
+      input_core_examples_per_second: the same read by one core, without any reading thread.
+      threads_needed: reading threads that keep up with the median step by that rate.
       checkpoint_bytes, checkpoint_ms: size of a checkpoint, and how long `save` holds the loop up.
       checkpoint_steps: the same time in steps.
       checkpoint_written_ms: until it is whole on disk, most of it while the loop goes on.
@@ -79,6 +82,7 @@ class Figures:
     batch_size: int
     length: int | None
     tokens: int | None
+    padding: float | None
     loss: float
     compile_seconds: float
     step_ms: dict[str, float]
@@ -93,6 +97,8 @@ class Figures:
     device_peak_bytes: int | None
     process_peak_bytes: int | None
     input_examples_per_second: float | None
+    input_core_examples_per_second: float | None
+    threads_needed: int | None
     checkpoint_bytes: int | None
     checkpoint_ms: float | None
     checkpoint_steps: float | None
@@ -180,6 +186,7 @@ def measure(bench: StepBench, loaded: Loaded, steps: int, reads: bool) -> Figure
         batch_size=size,
         length=_length(batch),
         tokens=tokens,
+        padding=_padding(engine),
         loss=bench.loss,
         compile_seconds=compile_seconds,
         step_ms=step_ms,
@@ -193,7 +200,7 @@ def measure(bench: StepBench, loaded: Loaded, steps: int, reads: bool) -> Figure
         memory=costs.memory_by_part(engine, size, compiled),
         device_peak_bytes=device,
         process_peak_bytes=host,
-        input_examples_per_second=_input_rate(engine, steps) if reads else None,
+        **_input(engine, steps, by_example, reads),
         **kept,
         checkpoint_steps=None if kept["checkpoint_ms"] is None else kept["checkpoint_ms"] / step_ms["median"],
         dispatch_ms=spread(dispatched)["median"],
@@ -216,6 +223,12 @@ def count_tokens(batch: Mapping[str, Any]) -> int | None:
     return int(np.count_nonzero(told[0])) if told else int(np.prod(batch["input_ids"].shape))
 
 
+def _padding(engine: Engine) -> float | None:
+    """Of the run's first batch, in which examples may stand twice."""
+    indices, _, length = engine.train_plan.batch(0)
+    return None if length is None else 1 - float(engine.train_plan.lengths[indices].sum()) / (len(indices) * length)
+
+
 def _length(batch: Mapping[str, Any]) -> int | None:
     found = [batch[name].shape[1] for name in ("input_ids", "input_values", "input_features") if name in batch]
     return found[0] if found else None
@@ -228,6 +241,16 @@ def _peak_memory(engine: Engine) -> tuple[int | None, int | None]:
         return int(stats["peak_bytes_in_use"]), None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None, used if sys.platform == "darwin" else used * 1024
+
+
+def _input(engine: Engine, steps: int, step_rate: float, reads: bool) -> dict[str, Any]:
+    """Rates of reading, and what they say of a step that takes `step_rate` examples a second."""
+    names = ("input_examples_per_second", "input_core_examples_per_second", "threads_needed")
+    if not reads:
+        return dict.fromkeys(names)
+    alone = dataclasses.replace(engine.exp, data=dataclasses.replace(engine.exp.data, threads=0))
+    core = _input_rate(dataclasses.replace(engine, exp=alone), steps)
+    return dict(zip(names, (_input_rate(engine, steps), core, reading.threads_needed(step_rate, core))))
 
 
 def _input_rate(engine: Engine, steps: int) -> float:
