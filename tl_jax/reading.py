@@ -16,7 +16,7 @@ import os
 from tl_jax.engine import Engine
 from tl_jax.resident import Resident
 
-# Of the time between lines of the log; waiting less than this goes unmentioned.
+# Of the time that steps took; waiting less than this goes unmentioned.
 _SHARE = 0.05
 
 
