@@ -240,8 +240,9 @@ class Train:
         but the results of matrix products; `block`, all of it; `auto`, the first of these with which the compiled step
         fits a device, found when a run begins and kept when it goes on. `auto` is `none` where devices do not say what
         memory they have, as CPUs, in a sweep, and in an engine that a program builds itself; see `remat`.
-      resident: keep the training set on the devices and make the updates between two lines of the log in one dispatch:
-        `auto` where that helps and fits, `on` or a refusal that says why not, `off` never. See `tl_jax.resident`.
+      resident: keep the training set on the devices, images as bytes, and make the updates between two lines of the log
+        in one dispatch; an evaluation of the validation set too, where that fits beside it. `auto` where it helps and
+        fits, `on` or a refusal that says why not, `off` never. See `tl_jax.resident`.
       scan: hold equal blocks as one and compile one of them, see `core.stacks`: `on`, `off`, or `auto`, which does so
         for 24 of them or more, and never on a CPU, where a deep one runs a fifth slower.
       restore_best: test the best checkpoint by validation instead of the last.

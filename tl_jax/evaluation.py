@@ -11,6 +11,7 @@ from tl_jax.core import metrics as measures
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine
+from tl_jax.resident import Resident
 from tl_jax.train import evaluate
 from tl_jax.train.state import State
 
@@ -32,19 +33,31 @@ class Result:
     details: Mapping[str, object]
 
 
-def outputs(engine: Engine, state: State, examples: Examples) -> dict[str, np.ndarray]:
-    """The model's outputs for every record, in order."""
-    found = evaluate.collect(engine.eval_step, state, engine.eval_batches(examples))
+def outputs(
+    engine: Engine, state: State, examples: Examples, resident: Resident | None = None
+) -> dict[str, np.ndarray]:
+    """The model's outputs for every record, in order.
+
+    Args:
+      resident: the same examples, where they stay on the devices: one dispatch instead of one a batch.
+    """
+    if resident is None:
+        found = evaluate.collect(engine.eval_step, state, engine.eval_batches(examples))
+    else:
+        found = resident.outputs(state)
     return engine.task.gathered(found, examples)
 
 
-def measure(engine: Engine, state: State, examples: Examples, intervals: bool = False) -> Result:
+def measure(
+    engine: Engine, state: State, examples: Examples, intervals: bool = False, resident: Resident | None = None
+) -> Result:
     """Metrics of a set.
 
     Args:
       intervals: add bootstrap intervals, groups and details, as for a test set.
+      resident: see `outputs`.
     """
-    return judge(engine, outputs(engine, state, examples), examples, intervals)
+    return judge(engine, outputs(engine, state, examples, resident), examples, intervals)
 
 
 def judge(engine: Engine, found: Mapping[str, np.ndarray], examples: Examples, intervals: bool = False) -> Result:

@@ -234,7 +234,7 @@ def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, 
     validation, train, per_epoch = engine.sets.get("validation"), engine.exp.train, engine.steps_per_epoch
 
     def evaluate(state):
-        found = evaluation.measure(engine, state, validation).metrics
+        found = evaluation.measure(engine, state, validation, resident=judged).metrics
         return found[metric], found
 
     pace = loop.Pace(
@@ -251,8 +251,10 @@ def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, 
     reason = resident.why_not()
     if train.resident == "on" and reason is not None:
         raise UserError("train.resident", f"is on, but {reason}", "set train.resident=auto")
+    judged = None
     if reason is None:
         resident.load()
+        judged = resident.beside("validation") if validation is not None else None
         make, batches = resident.step, functools.partial(resident.updates, pause=pace.pause)
     else:
         make, batches = engine.train_step, lambda *steps: ((1, batch) for batch in engine.train_batches(*steps))

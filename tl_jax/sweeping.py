@@ -104,7 +104,7 @@ def sweep(
     for start in range(0, first.steps, every):
         pause = min(start + every, first.steps)
         told = {key: resident.told(start, pause) for key, resident in residents.items()}
-        updates = Updates(*_stacked([told[key][:2] for key in chosen]), told[chosen[0]].count)
+        updates = Updates(*_stacked([told[key][:3] for key in chosen]), told[chosen[0]].count)
         moving = together.train(moving, keys, jnp.asarray(rates, jnp.float32), decays, updates)
         found = together.measure(moving, "validation") if "validation" in first.sets else None
         best.see(pause, moving, found)
@@ -168,7 +168,7 @@ class _Together:
         self._engine, self._data = engine, data
         self._frozen, self._anchor = shared.frozen, shared.anchor
         # All make as many updates: a count of each one's own would run the loop by masks.
-        axes = (0, 0, 0, 0, Updates(0, 0, None), None, None)
+        axes = (0, 0, 0, 0, Updates(0, 0, 0, None), None, None)
         self._train = jax.jit(jax.vmap(self._one, in_axes=axes), donate_argnums=0, compiler_options=compiler_options())
         self._outputs = jax.jit(self._forwards, static_argnums=3, compiler_options=compiler_options())
 

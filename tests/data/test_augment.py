@@ -137,6 +137,26 @@ def test_changes_come_in_the_order_of_their_names():
     np.testing.assert_array_equal(made({"image": RGB})["pixel_values"], RGB)
 
 
+@pytest.mark.parametrize("image", [RGB, GREY], ids=["colour", "grey 8x8"])
+def test_flip_and_crop_take_the_pixels_of_a_padded_image(image):
+    """As NumPy mirrors, pads and cuts, from the same draws in the same order; their two halves give the same."""
+    height, width = image.shape[:2]
+    up, left = height // 8, width // 8
+    flip, crop = augment.augmentations(("flip", "crop"))
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        expected = image[:, ::-1] if rng.random() < 0.5 else image
+        padded = np.pad(expected, ((up, up), (left, left), (0, 0)), mode="reflect")
+        top, first = rng.integers(2 * up + 1), rng.integers(2 * left + 1)
+        expected = padded[top : top + height, first : first + width]
+        rng = np.random.default_rng(seed)
+        np.testing.assert_array_equal(crop(flip(image, rng), rng), expected)
+        rng = np.random.default_rng(seed)
+        drawn = flip.draw(image.shape, rng), crop.draw(image.shape, rng)
+        assert [len(one) for one in drawn] == [flip.numbers, crop.numbers]
+        np.testing.assert_array_equal(crop.apply(flip.apply(image, drawn[0]), drawn[1]), expected)
+
+
 def stripes(hidden):
     """Lengths of the stretches of True."""
     edges = np.diff(np.pad(hidden.astype(int), 1))

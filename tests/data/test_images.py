@@ -4,6 +4,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,3 +178,34 @@ def test_collate_stacks():
     transform = ImageTransform(SPEC)
     batch = transform.collate([transform({"image": WIDE}), transform({"image": TALL[:, :, :1]})])
     assert batch["pixel_values"].shape == (2, 16, 24, 3) and transform.lengths(None) is None
+
+
+KEPT = {
+    "imagenet": ImageSpec(16, 24, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize_to=(16, 24)),
+    "bgr": ImageSpec(16, 24, (104.0, 117.0, 123.0), (1.0,) * 3, scale=1.0, resize_to=(20, 24), bgr=True),
+    "grey": ImageSpec(16, 24, (0.4488,), (0.2264,), resize="shortest", resize_to=(24, 0), channels=1),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_program_finishes_what_is_kept(name):
+    """Bit for bit what the host makes of the same draws, and of an image as it is; kept are its bytes."""
+    transform = ImageTransform(KEPT[name], ("flip", "crop", "flip"))
+    for augment in (True, False):
+        halves = transform.kept(augment)
+        whole, kept, drawn = [], [], []
+        for seed, image in enumerate([WIDE, TALL, WIDE[:, :, :1]] * 10):
+            whole.append(transform({"image": image}, np.random.default_rng(seed) if augment else None))
+            kept.append(halves({"image": image}))
+            drawn.append(halves.draw(np.random.default_rng(seed)))
+        kept, drawn = halves.collate(kept), np.array(drawn, np.int32)
+        assert kept["pixel_values"].dtype == np.uint8 and drawn.shape == (30, halves.numbers)
+        found = jax.jit(halves.finish)(kept, drawn)
+        assert found["pixel_values"].dtype == jnp.float32
+        np.testing.assert_array_equal(found["pixel_values"], transform.collate(whole)["pixel_values"])
+
+
+def test_only_bytes_are_kept():
+    """Numbers of another kind would be looked up where there is nothing."""
+    with pytest.raises(UserError, match="images of int16, uint8 was expected"):
+        ImageTransform(SPEC).kept(False)({"image": np.zeros((16, 24, 3), np.int16)})

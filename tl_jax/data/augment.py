@@ -9,11 +9,14 @@
 
 A change depends on the example and on what it draws from `rng` alone. `rand` and `trivial` have the operations and
 ranges of torchvision's `RandAugment` and `TrivialAugmentWide`, nearest pixels and black borders; Pillow computes them.
+`flip` and `crop` only choose pixels: they are a `Pick`, drawn on the host and applied there or within a program.
 """
 
 # H height, W width, C channels, T frames, M mel bands
 
+import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -32,7 +35,12 @@ def augmentations(names: Sequence[str], magnitude: int = 9) -> tuple[Change, ...
         random), `rand`, `trivial`.
       magnitude: strength of `rand`, from 0 to 30.
     """
-    known = {"flip": _flip, "crop": _crop, "rand": lambda image, rng: rand(image, rng, magnitude), "trivial": trivial}
+    known = {
+        "flip": _Flip(),
+        "crop": _Crop(),
+        "rand": lambda image, rng: rand(image, rng, magnitude),
+        "trivial": trivial,
+    }
     return tuple(known[name] for name in names)
 
 
@@ -139,13 +147,49 @@ def specaugment(features_TM: np.ndarray, frames: int, rng: np.random.Generator) 
     return features_TM
 
 
-def _flip(image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image_HWC[:, ::-1] if rng.random() < 0.5 else image_HWC
+class Pick(abc.ABC):
+    """A change that only chooses pixels, in two halves.
+
+    Attributes:
+      numbers: how many integers it draws.
+    """
+
+    numbers: int
+
+    @abc.abstractmethod
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+        """The integers for an image of this shape, [H, W, C]."""
+
+    @abc.abstractmethod
+    def apply(self, image_HWC: Any, drawn: Sequence[Any]) -> Any:
+        """[H, W, C] of any dtype -> the same; image and integers are NumPy's, or both are of a program."""
+
+    def __call__(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Both halves, on the host."""
+        return self.apply(image_HWC, self.draw(image_HWC.shape, rng))
 
 
-def _crop(image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    height, width = image_HWC.shape[:2]
-    pad_y, pad_x = height // 8, width // 8
-    padded = np.pad(image_HWC, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="reflect")
-    top, left = rng.integers(2 * pad_y + 1), rng.integers(2 * pad_x + 1)
-    return padded[top : top + height, left : left + width]
+class _Flip(Pick):
+    numbers = 1
+
+    def draw(self, shape, rng):
+        return (int(rng.random() < 0.5),)
+
+    def apply(self, image_HWC, drawn):
+        width = image_HWC.shape[1]
+        return image_HWC.take(abs(drawn[0] * (width - 1) - np.arange(width)), 1, mode="clip")
+
+
+class _Crop(Pick):
+    numbers = 2
+
+    def draw(self, shape, rng):
+        return tuple(int(rng.integers(2 * (side // 8) + 1)) for side in shape[:2])
+
+    def apply(self, image_HWC, drawn):
+        for axis, first in enumerate(drawn):
+            last = image_HWC.shape[axis] - 1
+            at = np.arange(last + 1) + first - (last + 1) // 8
+            # Reflected at the first pixel, then at the last.
+            image_HWC = image_HWC.take(last - abs(last - abs(at)), axis, mode="clip")
+        return image_HWC

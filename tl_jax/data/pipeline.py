@@ -39,7 +39,7 @@ def batches(
       transform: `transform(record, rng) -> dict` and `transform.collate(list of dicts, length) -> dict of arrays`;
         called from several threads.
       rows: which rows of each global batch to read; those of this process.
-      seed: of the augmentation, drawn for each row from (seed, 1, step, row of the global batch).
+      seed: of the augmentation; see `generator`.
       augment: whether `transform` gets a generator of random numbers, or None.
       threads: reading threads; 0 reads in the calling thread.
       prefetch: batches read ahead, at least one a thread.
@@ -58,8 +58,7 @@ def batches(
         indices, weights, length = plan.batch(step)
         mine = np.arange(len(indices))[rows]
         made = [
-            transform(examples[indices[row]], np.random.default_rng((seed, 1, step, row)) if augment else None)
-            for row in mine.tolist()
+            transform(examples[indices[row]], generator(seed, step, row) if augment else None) for row in mine.tolist()
         ]
         batch = dict(transform.collate(made, length))
         batch |= {"weight": weights[mine], "id": indices[mine].astype(np.int32)}
@@ -71,6 +70,11 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if threads else 0)
     with contextlib.closing(iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))) as stream:
         yield from stream
+
+
+def generator(seed: int, step: int, row: int) -> np.random.Generator:
+    """What the augmentation of a row of a step's global batch is drawn from."""
+    return np.random.default_rng((seed, 1, step, row))
 
 
 def on_device(iterator: Iterator[dict[str, np.ndarray]], put: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:

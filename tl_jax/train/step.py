@@ -125,9 +125,9 @@ class Step:
         """Several updates, unjitted.
 
         Args:
-          data: arrays [N, …], of all examples what a batch has of some.
-          updates: `rows` int32[M, B], the examples of each, `weights` float32[M, B], and `count` int32[], how many of
-            the M are made.
+          data: all examples; see `train.kept`.
+          updates: what `data.batch` takes for each, `rows` int32[M, B], `weights` float32[M, B] and `drawn`
+            int32[M, B, K], and `count` int32[], how many of the M are made.
 
         Returns:
           The state, and the metrics float32[M] of every update, 0 for those that were not made.
@@ -137,9 +137,7 @@ class Step:
 
     def _many(self, moving, constant, data, updates):
         def batch(number):
-            rows = updates.rows[number]
-            picked = jax.tree.map(lambda x: x[rows], data)
-            batch = {**picked, "weight": updates.weights[number], "id": rows}
+            batch = data.batch(updates.rows[number], updates.weights[number], updates.drawn[number])
             return batch if self.spread is None else self.spread(batch)
 
         def body(number, carry):
