@@ -20,6 +20,7 @@ from flax import nnx
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation, dropout
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import tokens
@@ -84,7 +85,7 @@ class Embeddings(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         init, width = nnx.initializers.truncated_normal(config.initializer_range), config.hidden_size
         size, strides = config.patch_size, (config.frequency_stride, config.time_stride)
-        self.patch = nnx.Conv(1, width, (size, size), strides=strides, padding="VALID", kernel_init=init, rngs=rngs)
+        self.patch = Conv(1, width, (size, size), strides=strides, padding="VALID", kernel_init=init, rngs=rngs)
         sides = zip((config.num_mel_bins, config.max_length), strides)
         rows, columns = ((side - size) // stride + 1 for side, stride in sides)
         self.cls = nnx.Param(jnp.zeros((1, 1, width)))

@@ -237,7 +237,7 @@ class Backbone(chain.Backbone):
 
 def _conv(config: Config, inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
     init = nnx.initializers.truncated_normal(config.initializer_range)
-    return nnx.Conv(inputs, outputs, (size, size), strides=(size, size), padding="VALID", kernel_init=init, rngs=rngs)
+    return Conv(inputs, outputs, (size, size), strides=(size, size), padding="VALID", kernel_init=init, rngs=rngs)
 
 
 # [1, 1, 1, C] <-> [C]

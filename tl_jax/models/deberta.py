@@ -23,6 +23,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import attend, heads
+from tl_jax.nn.convolution import convolve
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
@@ -220,6 +221,7 @@ class Conv(nnx.Module):
             padding=(size - 1) // 2,
             feature_group_count=config.conv_groups,
             kernel_init=nnx.initializers.normal(config.initializer_range),
+            conv_general_dilated=convolve,
             rngs=rngs,
         )
         self.norm = LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)

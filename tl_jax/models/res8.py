@@ -20,6 +20,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.norm import BatchNorm
 from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
@@ -54,7 +55,7 @@ class Config:
 
 def _conv(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Conv:
     init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nnx.Conv(inputs, outputs, (3, 3), padding=1, use_bias=False, kernel_init=init, rngs=rngs)
+    return Conv(inputs, outputs, (3, 3), padding=1, use_bias=False, kernel_init=init, rngs=rngs)
 
 
 class Norm(BatchNorm):

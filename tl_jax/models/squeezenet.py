@@ -24,7 +24,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
-from tl_jax.nn.convolution import Conv
+from tl_jax.nn.convolution import Conv, convolve
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("squeezenet", "SqueezeNet")
@@ -86,7 +86,8 @@ class Stem(nnx.Conv):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, size, _ = _VERSIONS[config.version]
-        super().__init__(config.num_channels, width, (size, size), strides=(2, 2), padding="VALID", rngs=rngs)
+        form = {"strides": (2, 2), "padding": "VALID", "conv_general_dilated": convolve}
+        super().__init__(config.num_channels, width, (size, size), **form, rngs=rngs)
 
     def __call__(self, x_BHWC, context: Context):
         """float[B, H, W, C] -> feature map in the parameters' dtype."""
@@ -115,8 +116,8 @@ class Scores(nnx.Conv):
 
     def __init__(self, width: int, config: Config, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.01)
-        padding = config.classifier_padding
-        super().__init__(width, config.num_labels, (1, 1), padding=padding, kernel_init=init, rngs=rngs)
+        form = {"padding": config.classifier_padding, "conv_general_dilated": convolve}
+        super().__init__(width, config.num_labels, (1, 1), **form, kernel_init=init, rngs=rngs)
 
     def __call__(self, x_BHWD, context: Context):
         """float[B, H, W, D] -> `last_hidden_state`, its mean `pooler_output` float[B, D], `logits` float32[B, K]."""

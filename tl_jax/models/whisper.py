@@ -24,6 +24,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import attend, heads
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.memory import once
@@ -105,7 +106,7 @@ class Stem(nnx.Module):
         init, width = nnx.initializers.normal(config.init_std), config.d_model
 
         def conv(inputs, stride):
-            return nnx.Conv(inputs, width, (3,), strides=(stride,), padding=((1, 1),), kernel_init=init, rngs=rngs)
+            return Conv(inputs, width, (3,), strides=(stride,), padding=((1, 1),), kernel_init=init, rngs=rngs)
 
         self.convs = nnx.List([conv(config.num_mel_bins, 1), conv(width, 2)])
         self.position = nnx.Param(jnp.asarray(sinusoids(config.max_source_positions, width)))

@@ -6,6 +6,9 @@
 
 A kernel of one place is a matrix product. A depthwise kernel is as many shifted multiplications and additions as it has
 places, which fuse into one pass; its gradient in the input is another such, that in the kernel a sum for each place.
+Any other kernel without groups keeps its convolution, and both of its gradients are convolutions of channels behind
+places. JAX writes them in other orders, which XLA mends outside of loops alone: within one, as `train.accumulate` and
+many updates in a dispatch are, it then takes loops of its own, twenty times as slow.
 """
 
 import functools
@@ -32,8 +35,7 @@ def convolve(x, kernel, strides, padding, *, feature_group_count: int = 1, **opt
     pads = tuple(lax.padtype_to_pads(x.shape[1:-1], size, strides, padding)) if isinstance(padding, str) else padding
     form = tuple(strides), tuple(map(tuple, pads)), feature_group_count, tuple(sorted(options.items()))
     depthwise = 1 < feature_group_count == x.shape[-1] == kernel.shape[-1]
-    single = feature_group_count == 1 and {*size} == {1} and not any(map(any, pads))
-    if dilated or not (depthwise or single):
+    if dilated or not (depthwise or feature_group_count == 1):
         return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
     return _other(x, kernel, form)
 
@@ -46,10 +48,18 @@ def _usual(form, x, kernel):
     return lax.conv_general_dilated(x, kernel, strides, pads, feature_group_count=groups, **dict(options))
 
 
+def _means(form, kernel):
+    """Forward and backward on a CPU."""
+    if form[2] > 1:
+        return _depthwise, _depthwise_back
+    pointwise = {*kernel.shape[:-2]} == {1} and not any(map(any, form[1]))
+    return (_pointwise, _pointwise_back) if pointwise else (_usual, _dense_back)
+
+
 # Which means are used is decided where a program is compiled, for every platform that it is compiled for.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _other(x, kernel, form):
-    on_cpu = _pointwise if form[2] == 1 else _depthwise
+    on_cpu, _ = _means(form, kernel)
     return lax.platform_dependent(
         x, kernel, cpu=functools.partial(on_cpu, form), default=functools.partial(_usual, form)
     )
@@ -63,7 +73,7 @@ def _backward(form, kept, given):
     def usual(x, kernel, given):
         return jax.vjp(functools.partial(_usual, form), x, kernel)[1](given)
 
-    on_cpu = _pointwise_back if form[2] == 1 else _depthwise_back
+    _, on_cpu = _means(form, kept[1])
     return lax.platform_dependent(*kept, given, cpu=functools.partial(on_cpu, form), default=usual)
 
 
@@ -91,6 +101,26 @@ def _spaced(x, strides: Sequence[int], shape: Sequence[int]):
         (0, size - (have - 1) * stride - 1, stride - 1) for size, have, stride in zip(shape[1:], x.shape[1:], strides)
     ]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+
+
+def _dense_back(form, x, kernel, given):
+    strides, pads, _, options = form
+    size, ones = kernel.shape[:-2], (1,) * len(strides)
+    # (kernel, padding before, places, places of the result with zeros between them), along every side
+    sides = [
+        (k, low, n, (m - 1) * stride + 1)
+        for k, (low, _), n, m, stride in zip(size, pads, x.shape[1:], given.shape[1:], strides)
+    ]
+    options = {name: value for name, value in options if name not in ("lhs_dilation", "rhs_dilation")}
+    # A place of the input is seen by the places of the kernel in reverse.
+    turned = jnp.flip(kernel, range(len(size))).swapaxes(-1, -2)
+    around = [(k - 1 - low, n - wide + low) for k, low, n, wide in sides]
+    back = lax.conv_general_dilated(given, turned, ones, around, lhs_dilation=strides, **options)
+    # Examples take the part of channels, and the result that of the kernel.
+    seen, over = jnp.swapaxes(x, 0, -1), jnp.moveaxis(given, 0, -2)
+    around = [(low, k + wide - 1 - n - low) for k, low, n, wide in sides]
+    change = lax.conv_general_dilated(seen, over, ones, around, rhs_dilation=strides, **options)
+    return back, jnp.moveaxis(change, 0, -2)
 
 
 def _depthwise(form, x, kernel):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax.core.errors import UserError
+from tl_jax.nn.convolution import convolve
 
 
 class Patches(nnx.Conv):
@@ -22,6 +23,7 @@ class Patches(nnx.Conv):
             padding="VALID",
             use_bias=bias,
             kernel_init=kernel_init,
+            conv_general_dilated=convolve,
             rngs=rngs,
         )
 

@@ -19,6 +19,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import SelfAttention
+from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
@@ -102,7 +103,7 @@ class ConvNorm(nnx.Module):
 
     def __init__(self, config: Sizes, number: int, *, rngs: nnx.Rngs):
         inputs, outputs = (1, *config.conv_dim)[number], config.conv_dim[number]
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             inputs,
             outputs,
             (config.conv_kernel[number],),
