@@ -4,16 +4,16 @@
 
     layer = Conv(64, 64, (7, 7), padding=3, feature_group_count=64, rngs=rngs)        # an `nnx.Conv`
 
-A kernel of one place is a matrix product. A depthwise kernel is as many shifted multiplications and additions as it has
-places, which fuse into one pass; its gradient in the input is another such, that in the kernel a sum for each place.
-Any other kernel without groups keeps its convolution, and both of its gradients are convolutions of channels behind
-places. JAX writes them in other orders, which XLA mends outside of loops alone: within one, as `train.accumulate` and
-many updates in a dispatch are, it then takes loops of its own, twenty times as slow.
+A kernel whose places never see the same, as that of one place or of patches, is a matrix product. A depthwise kernel is
+as many shifted multiplications and additions as it has places, which fuse into one pass; its gradient in the input is
+another such, that in the kernel a sum for each place. Any other kernel without groups keeps its convolution; its
+gradient is a product for each place, and that in the input a convolution whose operands lie as XLA's library wants
+them. JAX writes them in another order, which XLA mends outside of loops alone: within one, as `train.accumulate` and
+many updates in a dispatch are, both took twenty times as long.
 """
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,9 @@ def convolve(x, kernel, strides, padding, *, feature_group_count: int = 1, **opt
     return _other(x, kernel, form)
 
 
+# As many as fill a product's tiles.
+_CHANNELS = 128
+
 Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 
 
@@ -52,8 +55,8 @@ def _means(form, kernel):
     """Forward and backward on a CPU."""
     if form[2] > 1:
         return _depthwise, _depthwise_back
-    pointwise = {*kernel.shape[:-2]} == {1} and not any(map(any, form[1]))
-    return (_pointwise, _pointwise_back) if pointwise else (_usual, _dense_back)
+    apart = not any(map(any, form[1])) and all(size <= stride for size, stride in zip(kernel.shape, form[0]))
+    return (_separate, _separate_back) if apart else (_usual, _dense_back)
 
 
 # Which means are used is decided where a program is compiled, for every platform that it is compiled for.
@@ -80,27 +83,31 @@ def _backward(form, kept, given):
 _other.defvjp(_forward, _backward)
 
 
-def _pointwise(form, x, kernel):
-    return _every(x, form[0]) @ kernel.reshape(kernel.shape[-2:])
+def _separate(form, x, kernel):
+    return _patches(form, kernel.shape[:-2], x) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _pointwise_back(form, x, kernel, given):
-    matrix, seen = kernel.reshape(kernel.shape[-2:]), _every(x, form[0])
-    change = jnp.tensordot(seen, given, (tuple(range(x.ndim - 1)),) * 2, preferred_element_type=jnp.float32)
-    return _spaced(given @ matrix.T, form[0], x.shape), change.astype(kernel.dtype).reshape(kernel.shape)
+def _separate_back(form, x, kernel, given):
+    seen, back = jax.vjp(functools.partial(_patches, form, kernel.shape[:-2]), x)
+    change = _product(seen, given).astype(kernel.dtype).reshape(kernel.shape)
+    return *back(given @ kernel.reshape(-1, kernel.shape[-1]).T), change
 
 
-def _every(x, strides: Sequence[int]):
-    """Every so manieth place."""
-    return x[(slice(None), *(slice(None, None, stride) for stride in strides))]
+def _patches(form, size, x):
+    """[B, …, size · inputs]: what every place of the result sees, in a row."""
+    sides = [(n, (n - k) // stride + 1, stride) for n, k, stride in zip(x.shape[1:], size, form[0])]
+    ends = [(0, count * stride - n, 0) for n, count, stride in sides]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    x = x.reshape(x.shape[0], *(part for _, *parts in sides for part in parts), x.shape[-1])
+    x = x[(slice(None), *(part for k in size for part in (slice(None), slice(k))))]
+    x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
+    return x.reshape(x.shape[0], *(count for _, count, _ in sides), -1)
 
 
-def _spaced(x, strides: Sequence[int], shape: Sequence[int]):
-    """The same with zeros between its places, and behind them up to the shape."""
-    zeros = [
-        (0, size - (have - 1) * stride - 1, stride - 1) for size, have, stride in zip(shape[1:], x.shape[1:], strides)
-    ]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+def _product(seen, given):
+    """float32[channels of one, channels of the other], over examples and places."""
+    seen, given = (x.reshape(-1, x.shape[-1]) for x in (seen, given))
+    return jnp.matmul(seen.T, given, preferred_element_type=jnp.float32)
 
 
 def _dense_back(form, x, kernel, given):
@@ -116,11 +123,11 @@ def _dense_back(form, x, kernel, given):
     turned = jnp.flip(kernel, range(len(size))).swapaxes(-1, -2)
     around = [(k - 1 - low, n - wide + low) for k, low, n, wide in sides]
     back = lax.conv_general_dilated(given, turned, ones, around, lhs_dilation=strides, **options)
-    # Examples take the part of channels, and the result that of the kernel.
-    seen, over = jnp.swapaxes(x, 0, -1), jnp.moveaxis(given, 0, -2)
-    around = [(low, k + wide - 1 - n - low) for k, low, n, wide in sides]
-    change = lax.conv_general_dilated(seen, over, ones, around, rhs_dilation=strides, **options)
-    return back, jnp.moveaxis(change, 0, -2)
+    # Places of few channels share a product.
+    windows, together = [seen for _, seen in _windows(form, x, kernel)], max(1, _CHANNELS // x.shape[-1])
+    shared = [windows[first : first + together] for first in range(0, len(windows), together)]
+    change = jnp.concatenate([_product(jnp.concatenate(part, -1), given) for part in shared])
+    return back, change.astype(kernel.dtype).reshape(kernel.shape)
 
 
 def _depthwise(form, x, kernel):
