@@ -10,7 +10,7 @@ are computed once more on the way back, unless they are few enough to be kept. T
 (Wijmans et al. 2024) and its relatives.
 """
 
-# B batch, T time, D width, V words; t columns of time that are worked on together; G groups of rows, R rows of a group
+# B batch, T time, D width, V words; t columns of time that are worked on together; G groups of rows, N places of one
 
 import dataclasses
 import functools
@@ -112,10 +112,11 @@ def _backward(form, kept, given):
         return (weight_BT[..., None] * slope_BTD).astype(slope_BTD.dtype), None, None
     hidden_BTD, kernel, labels_BT, log_sum_BT, scores_BTV = kept
     form = form if scores_BTV is None else (words, groups, _KEPT * limit)
-    product = ("grtv,grtd->gvd", "grtv,grtd->gdv")[words]
+    product = ("gnv,gnd->gvd", "gnv,gnd->gdv")[words]
 
+    # One axis to sum over: of two XLA copies the slopes into another order on CPUs first.
     def grouped(x):
-        return x.reshape(groups, -1, *x.shape[1:])
+        return x.reshape(groups, -1, x.shape[-1])
 
     def columns(total, parts):
         hidden_BtD, labels_Bt, log_sum_Bt, weight_Bt, scores_BtV = parts

@@ -22,6 +22,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.nn import towers
 from tl_jax.nn.functions import activation
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, norms, published_fields
@@ -237,7 +238,7 @@ def ends(ids_BT, eos_token_id: int):
 
 def _projection(width: int, projection_dim: int, rngs: nnx.Rngs) -> nnx.Linear:
     init = nnx.initializers.normal(width**-0.5)
-    return nnx.Linear(width, projection_dim, use_bias=False, kernel_init=init, rngs=rngs)
+    return Linear(width, projection_dim, use_bias=False, kernel_init=init, rngs=rngs)
 
 
 def tower(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -23,6 +23,7 @@ from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
 from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, SAME, Layout, Rule, Source, dense, norms, published_fields
@@ -183,8 +184,8 @@ class Block(nnx.Module):
             self.expand = Conv(width, 4 * width, (1, 1), kernel_init=init, rngs=rngs)
             self.reduce = Conv(4 * width, width, (1, 1), kernel_init=init, rngs=rngs)
         else:
-            self.up = nnx.Linear(width, 4 * width, kernel_init=init, rngs=rngs)
-            self.down = nnx.Linear(4 * width, width, kernel_init=init, rngs=rngs)
+            self.up = Linear(width, 4 * width, kernel_init=init, rngs=rngs)
+            self.down = Linear(4 * width, width, kernel_init=init, rngs=rngs)
         self.response = ResponseNorm(4 * width) if config.response_norm else None
         scale = config.layer_scale_init_value
         self.layer_scale = nnx.Param(jnp.full(width, scale)) if scale > 0 else None

@@ -26,6 +26,7 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.convolution import convolve
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.residual import drop_path
@@ -148,7 +149,7 @@ class Attention(nnx.Module):
         init, width = nnx.initializers.normal(config.initializer_range), config.hidden_size
 
         def linear():
-            return nnx.Linear(width, width, kernel_init=init, rngs=rngs)
+            return Linear(width, width, kernel_init=init, rngs=rngs)
 
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
         kinds = config.pos_att_type

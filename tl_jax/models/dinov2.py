@@ -23,6 +23,7 @@ from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
@@ -113,9 +114,9 @@ class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020), with biases."""
 
     def __init__(self, width: int, hidden: int, *, kernel_init, rngs: nnx.Rngs):
-        self.gate = nnx.Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, kernel_init=kernel_init, rngs=rngs)
+        self.gate = Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
+        self.up = Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
+        self.down = Linear(hidden, width, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x):
         """float[..., width] -> float[..., width]."""

@@ -26,6 +26,7 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, keys
 from tl_jax.nn.gated import GatedMLP, RMSNorm
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.residual import drop_path
 from tl_jax.nn.rope import Rope, rotate, tables, turns
 from tl_jax.nn.words import Words
@@ -156,7 +157,7 @@ class Attention(nnx.Module):
         init, width = nnx.initializers.normal(config.initializer_range), config.head_width
 
         def linear(inputs, outputs, bias):
-            return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
+            return Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
 
         def norm():
             return RMSNorm(width, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None

@@ -26,6 +26,7 @@ from tl_jax.models import clip
 from tl_jax.nn import towers
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.functions import activation
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches, images, tokens
@@ -142,7 +143,7 @@ class ImagePool(nnx.Module):
         init, width = nnx.initializers.normal(config.initializer_range), config.hidden_size
 
         def linear():
-            return nnx.Linear(width, width, kernel_init=init, rngs=rngs)
+            return Linear(width, width, kernel_init=init, rngs=rngs)
 
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
@@ -166,7 +167,7 @@ class TextPool(nnx.Module):
     def __init__(self, config: Text, *, rngs: nnx.Rngs):
         width, init = config.hidden_size, nnx.initializers.normal(config.initializer_range)
         self.norm = LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
-        self.projection = nnx.Linear(width, config.projection_size or width, kernel_init=init, rngs=rngs)
+        self.projection = Linear(width, config.projection_size or width, kernel_init=init, rngs=rngs)
 
     def __call__(self, x_BTD, context: Context):
         """float[B, T, D] -> `last_hidden_state`, normalised, and `pooler_output` float[B, D of images], which is

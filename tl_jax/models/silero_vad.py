@@ -20,6 +20,7 @@ from flax import nnx
 from tl_jax.core import chain
 from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
+from tl_jax.nn.linear import Linear
 from tl_jax.weights.rules import LINEAR, SAME, Layout, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("Silero VAD",)
@@ -90,8 +91,8 @@ class Memory(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         init = {"kernel_init": nnx.initializers.uniform(width**-0.5), "rngs": rngs}
-        self.inputs = nnx.Linear(width, 4 * width, **init)
-        self.state = nnx.Linear(width, 4 * width, **init)
+        self.inputs = Linear(width, 4 * width, **init)
+        self.state = Linear(width, 4 * width, **init)
 
     def __call__(self, x_BKFD, context: Context):
         """float[B, K, 1, D] -> float[B, K, D]."""

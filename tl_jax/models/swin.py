@@ -25,6 +25,7 @@ from tl_jax.nn import conv
 from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.patches import Patches
@@ -112,7 +113,7 @@ class WindowAttention(nnx.Module):
         init = nnx.initializers.truncated_normal(config.initializer_range)
 
         def linear(bias=True):
-            return nnx.Linear(width, width, use_bias=bias, kernel_init=init, rngs=rngs)
+            return Linear(width, width, use_bias=bias, kernel_init=init, rngs=rngs)
 
         self.query, self.key, self.value = (linear(config.qkv_bias) for _ in range(3))
         self.out = linear()
@@ -149,7 +150,7 @@ class Merge(nnx.Module):
     def __init__(self, config: Config, width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.truncated_normal(config.initializer_range)
         self.norm = LayerNorm(4 * width, epsilon=_EPSILON, rngs=rngs)
-        self.reduction = nnx.Linear(4 * width, 2 * width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.reduction = Linear(4 * width, 2 * width, use_bias=False, kernel_init=init, rngs=rngs)
 
     def __call__(self, x_BHWD):
         """float[B, H, W, D] -> float[B, H / 2, W / 2, 2 D], rounded up."""

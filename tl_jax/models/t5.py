@@ -26,6 +26,7 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
 from tl_jax.nn.gated import GatedMLP, RMSNorm
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.memory import Recall, once
 from tl_jax.nn.residual import drop_path
 from tl_jax.nn.words import Words
@@ -122,7 +123,7 @@ class Attention(nnx.Module):
 
         def linear(inputs, outputs, size):
             init = nnx.initializers.normal(factor * size**-0.5)
-            return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs)
+            return Linear(inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs)
 
         self.query = linear(width, inner, width * config.d_kv)
         self.key, self.value = linear(width, inner, width), linear(width, inner, width)
@@ -191,7 +192,7 @@ class MLP(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         def linear(inputs, outputs):
             init = nnx.initializers.normal(config.initializer_factor * inputs**-0.5)
-            return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs)
+            return Linear(inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs)
 
         self.up, self.down = linear(config.d_model, config.d_ff), linear(config.d_ff, config.d_model)
         self.act, self.rate = config.mlp[1], config.dropout_rate

@@ -25,6 +25,7 @@ from tl_jax.models import wav2vec2
 from tl_jax.nn import waves
 from tl_jax.nn.attention import SelfAttention, attend, heads
 from tl_jax.nn.embed import Embed
+from tl_jax.nn.linear import Linear
 from tl_jax.weights.rules import SAME, Layout, Rule, dense, published_fields
 
 MODEL_TYPES = ("wavlm",)
@@ -63,7 +64,7 @@ class Attention(SelfAttention):
         init = nnx.initializers.normal(config.initializer_range)
         super().__init__(width, num_heads, dropout=config.attention_dropout, kernel_init=init, rngs=rngs)
         self.relative = Embed(config.num_buckets, num_heads, embedding_init=init, rngs=rngs)
-        self.gate = nnx.Linear(width // num_heads, 8, kernel_init=init, rngs=rngs)
+        self.gate = Linear(width // num_heads, 8, kernel_init=init, rngs=rngs)
         self.gain = nnx.Param(jnp.ones(num_heads))
 
     def __call__(self, x_BTD, mask_BS, key, bucket_TS):

@@ -27,6 +27,7 @@ from tl_jax.nn.attention import attend, heads
 from tl_jax.nn.convolution import Conv
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.memory import once
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
@@ -143,7 +144,7 @@ class Attention(nnx.Module):
     def __init__(self, width: int, num_heads: int, config: Config, *, causal: bool = False, rngs: nnx.Rngs):
         def linear(use_bias=True):
             init = nnx.initializers.normal(config.init_std)
-            return nnx.Linear(width, width, use_bias=use_bias, kernel_init=init, rngs=rngs)
+            return Linear(width, width, use_bias=use_bias, kernel_init=init, rngs=rngs)
 
         self.query, self.key, self.value, self.out = linear(), linear(use_bias=False), linear(), linear()
         self.num_heads, self.causal, self.dropout = num_heads, causal, config.attention_dropout

@@ -21,6 +21,7 @@ from flax import nnx
 from tl_jax.config import Adapter
 from tl_jax.nn.embed import Embed
 from tl_jax.nn.functions import dropout
+from tl_jax.nn.linear import Linear
 
 # By exact type: a subclass may use its kernel in ways of its own.
 LAYERS = (nnx.Linear, nnx.Conv, Embed)
@@ -68,7 +69,7 @@ class LoRA(nnx.Module):
         self.a.draws = spec.dropout > 0
         # Of a table it is `a` that starts at zero, which a lookup would keep at zero together with a zero `b`.
         init = nnx.initializers.normal(1.0) if table else nnx.initializers.zeros_init()
-        self.b = nnx.Linear(spec.rank, kernel.shape[-1], use_bias=False, kernel_init=init, rngs=rngs)
+        self.b = Linear(spec.rank, kernel.shape[-1], use_bias=False, kernel_init=init, rngs=rngs)
         if spec.kind == "dora":
             self.magnitude = nnx.Param(norms(kernel))
 
@@ -152,8 +153,8 @@ class Bottleneck(nnx.Module):
     def __init__(self, layer: nnx.Module, spec: Adapter, *, rngs: nnx.Rngs):
         width, zeros = kernel_of(layer).shape[-1], nnx.initializers.zeros_init()
         self.spec = spec
-        self.down = nnx.Linear(width, spec.rank, rngs=rngs)
-        self.up = nnx.Linear(spec.rank, width, kernel_init=zeros, rngs=rngs)
+        self.down = Linear(width, spec.rank, rngs=rngs)
+        self.up = Linear(spec.rank, width, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, layer: nnx.Module, run: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         """What the layer gives for `x`, and the change."""
@@ -209,7 +210,7 @@ def _first(layer: nnx.Module, rank: int, rngs: nnx.Rngs) -> nnx.Module:
     # Uniform within ± 1 / √inputs: PyTorch's default, and so PEFT's.
     init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     if isinstance(layer, nnx.Linear):
-        return nnx.Linear(layer.in_features, rank, use_bias=False, kernel_init=init, rngs=rngs)
+        return Linear(layer.in_features, rank, use_bias=False, kernel_init=init, rngs=rngs)
     return nnx.Conv(
         layer.in_features,
         rank,

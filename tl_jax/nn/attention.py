@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax.nn import scores
+from tl_jax.nn.linear import Linear
 
 
 class SelfAttention(nnx.Module):
@@ -26,7 +27,7 @@ class SelfAttention(nnx.Module):
         rngs,
     ):
         def linear(use_bias=True):
-            return nnx.Linear(width, width, use_bias=use_bias, kernel_init=kernel_init, rngs=rngs)
+            return Linear(width, width, use_bias=use_bias, kernel_init=kernel_init, rngs=rngs)
 
         self.query, self.key, self.value = linear(bias), linear(bias), linear(bias)
         self.out = linear()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tl_jax.nn.functions import activation, dropout
+from tl_jax.nn.linear import Linear
 
 
 class RMSNorm(nnx.Module):
@@ -34,7 +35,7 @@ class GatedMLP(nnx.Module):
 
     def __init__(self, width: int, hidden: int, act: str, *, bias: bool, rate: float = 0.0, kernel_init, rngs):
         def linear(inputs, outputs):
-            return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=kernel_init, rngs=rngs)
+            return Linear(inputs, outputs, use_bias=bias, kernel_init=kernel_init, rngs=rngs)
 
         self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
         self.act, self.rate = act, rate

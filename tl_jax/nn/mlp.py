@@ -5,6 +5,7 @@
 from flax import nnx
 
 from tl_jax.nn.functions import activation
+from tl_jax.nn.linear import Linear
 
 
 class MLP(nnx.Module):
@@ -16,8 +17,8 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, width: int, hidden: int, act: str, *, kernel_init, rngs: nnx.Rngs):
-        self.up = nnx.Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, kernel_init=kernel_init, rngs=rngs)
+        self.up = Linear(width, hidden, kernel_init=kernel_init, rngs=rngs)
+        self.down = Linear(hidden, width, kernel_init=kernel_init, rngs=rngs)
         self.act = act
 
     def __call__(self, x):

@@ -21,6 +21,7 @@ from tl_jax.core.errors import UserError
 from tl_jax.nn.attention import SelfAttention
 from tl_jax.nn.convolution import Conv
 from tl_jax.nn.functions import activation, dropout, keys
+from tl_jax.nn.linear import Linear
 from tl_jax.nn.mlp import MLP
 from tl_jax.nn.norm import LayerNorm
 from tl_jax.nn.residual import drop_path
@@ -136,7 +137,7 @@ class Stem(nnx.Module):
         self.convs = nnx.List([ConvNorm(config, number, rngs=rngs) for number in range(len(config.conv_dim))])
         self.norm = LayerNorm(channels, epsilon=config.layer_norm_eps, rngs=rngs) if norm else None
         init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.projection = nnx.Linear(channels, width, kernel_init=init, rngs=rngs)
+        self.projection = Linear(channels, width, kernel_init=init, rngs=rngs)
         if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
             self.masked = nnx.Param(jax.random.uniform(rngs.params(), (width,)))
         self.config = config
