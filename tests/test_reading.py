@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture
 def exp(tmp_path):
-    """Sixteen steps of pictures that change in every epoch, read by one thread."""
+    """Sixteen steps of pictures that the host changes in every epoch, read by one thread."""
     exp = makers.image_run(tmp_path, epochs=None, steps=16, accumulate=1, log_every=4, eval_every=100)
-    return makers.changed(exp, data__threads=1)
+    return makers.changed(exp, data__threads=1, data__augment=("rand",))
 
 
 def shares(folder):

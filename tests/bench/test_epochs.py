@@ -35,7 +35,7 @@ def test_both_sides_make_all_the_steps(tmp_path, monkeypatch, capsys):
     ours, theirs = Resident.step, against.Torch._seconds
 
     def counted(self, state, updates):
-        assert "crossing" in self.data and "input_ids" not in self.data
+        assert "crossing" in self.data.arrays and "input_ids" not in self.data.arrays
         made.append(int(updates.count))
         return ours(self, state, updates)
 
