@@ -86,7 +86,7 @@ def test_threads_go_by_what_they_read_in_the_time_of_the_steps(exp, monkeypatch,
     assert told.startswith(f"waited for batches {waited:.0%} of the time: {expected}")
 
 
-def test_a_set_that_fits_may_stay_on_the_devices(exp, monkeypatch):
+def test_a_set_that_fits_may_stay_on_the_devices(exp):
     """Where it is read again and does not change; once it stays, there is nothing to say."""
     fixed = makers.changed(exp, data__augment=())
     engine = build(fixed)

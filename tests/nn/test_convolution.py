@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions by other means are those of `jax.lax`, forwards and backwards, and only CPUs have them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,25 @@ def test_a_program_has_the_means_of_its_platform(name):
     }
     having = {name for name, text in texts.items() if "stablehlo.convolution" in text}
     assert having == {"cuda", "tpu"}
+
+
+def test_convolutions_in_a_loop_lie_as_the_library_wants_them():
+    """Channels last and examples first, in the gradients too: XLA turns no operand within a loop, and in another order
+    computes without its library. As JAX writes them they lie otherwise."""
+
+    def orders(function):
+        def loss(kernel, x):
+            y = function(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return jnp.sin(y).sum()
+
+        def body(_, carry):
+            return tuple(part - slope for part, slope in zip(carry, jax.grad(loss, (0, 1))(*carry)))
+
+        program = jax.jit(lambda *carry: jax.lax.fori_loop(0, 3, body, carry))
+        text = program.lower(jnp.ones((3, 3, 4, 4)), jnp.ones((2, 8, 8, 4))).compile().as_text()
+        return set(re.findall(r"dim_labels=(\S+_\S+->\w+)", text))
+
+    assert orders(convolve) == {"b01f_01io->b01f"} != orders(jax.lax.conv_general_dilated)
 
 
 def test_bfloat16_is_summed_in_float32():

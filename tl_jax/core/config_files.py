@@ -69,6 +69,7 @@ def run_python(path: pathlib.Path, kind: type[T]) -> T:
         exp = module.config()
     except UserError:
         raise
+    # Whatever the user's own code fails with is told by name and file.
     except Exception as error:
         raise UserError(
             str(path), f"{type(error).__name__}: {error}", f"a config defines config() -> {kind.__name__}"

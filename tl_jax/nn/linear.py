@@ -6,7 +6,7 @@
     y_BTF = layer(x_BTD)
 
 The product is one of two dimensions. Of three, the gradient of the kernel sums over two of them, for which XLA copies
-what came back into another order on CPUs first: a gradient of 2048 × 384 × 1536 took up to twice as long.
+what came back into another order on CPUs first: 2048 × 384 × 1536 with both gradients took 90 ms instead of 52.
 """
 
 import functools

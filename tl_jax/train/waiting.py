@@ -73,6 +73,7 @@ class Waiting:
             number, result = told
             try:
                 jax.block_until_ready(result)
-            except Exception:
-                return  # The loop meets the same error where it reads the metrics.
+            # Whatever a device fails with; the loop meets it again where it reads the metrics.
+            except RuntimeError:
+                return
             self._done = number, time.perf_counter()
