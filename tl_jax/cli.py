@@ -321,6 +321,9 @@ def _pod(name: str | None):
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", pod.count)
+    if pod.kind.tpu is not None:
+        # JAX keeps programs for devices that are not here, and cannot read them back.
+        jax.config.update("jax_enable_compilation_cache", False)
     return pod
 
 

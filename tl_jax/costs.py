@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import caching, config, fitting, loading, remat
-from tl_jax.core import chain
+from tl_jax.core import chain, target
 from tl_jax.core.errors import UserError
 from tl_jax.engine import Engine, build
 from tl_jax.parallel import collectives, sharding
@@ -77,10 +77,15 @@ def report(exp: config.Experiment, pod: Pod | None = None) -> Report:
     Raises:
       UserError: all that building the run would refuse, or a step that a TPU has too little memory for.
     """
-    mesh, limit, where = None, None, ""
-    if pod is not None:
-        devices, simulated = pod.devices()
-        mesh, limit, where = meshes.build(exp.mesh, devices), pod.kind.memory, f"{_compiled_for(pod, simulated)}\n\n"
+    if pod is None:
+        return _report(exp, None, None, "")
+    devices, simulated = pod.devices()
+    mesh, where = meshes.build(exp.mesh, devices), f"{_compiled_for(pod, simulated)}\n\n"
+    with target.traced_for(devices[0].platform):
+        return _report(exp, mesh, pod.kind.memory, where)
+
+
+def _report(exp: config.Experiment, mesh: jax.sharding.Mesh | None, limit: int | None, where: str) -> Report:
     first = build(exp, mesh)
     first, told = remat.settled(first, peak, meshes.memory_limit(first.mesh) if limit is None else limit)
     engines = [first.phase(number) for number in range(len(first.stretches))]

@@ -8,9 +8,7 @@ Blocks share a stack where they are one program and nothing tells them apart but
 since the same phase, are kept in the same form, on one side of the cut.
 """
 
-import jax
-
-from tl_jax.core import stacks
+from tl_jax.core import stacks, target
 from tl_jax.core.chain import Chains, Stage
 from tl_jax.core.errors import UserError
 from tl_jax.plan.phases import Stretch
@@ -33,7 +31,7 @@ def mark(engine, stretch: Stretch, anchor: Anchor | None) -> Chains:
     """
     asked, plan = engine.exp.train.scan, stretch.plan
     least = 2 if asked == "on" else _LEAST
-    if asked == "off" or asked == "auto" and jax.default_backend() == "cpu":
+    if asked == "off" or asked == "auto" and target.platform() == "cpu":
         return engine.chains
     held = anchor.loaded if anchor is not None else ()
     forms = engine.quantized.forms.values() if engine.quantized is not None else ()

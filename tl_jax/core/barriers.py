@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from tl_jax.core import target
+
 
 def held(x: Any) -> Any:
     """The same arrays, computed once, and so their gradients.
@@ -21,7 +23,7 @@ def held(x: Any) -> Any:
     all blocks before, or in the gradient of all behind: a step's time grows with the square of the depth.
     """
     # One by one: what is not read in the end is then not computed either.
-    return jax.tree.map(jax.lax.optimization_barrier, x) if jax.default_backend() == "cpu" else x
+    return jax.tree.map(jax.lax.optimization_barrier, x) if target.platform() == "cpu" else x
 
 
 def compiler_options() -> dict[str, Any]:
@@ -29,7 +31,7 @@ def compiler_options() -> dict[str, Any]:
 
     On a CPU, XLA takes them away before it merges and orders operations, unless it is told to leave that pass out.
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if target.platform() == "cpu" else {}
 
 
 def inlined(jitted: Callable) -> Callable:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tl_jax.core import target
 from tl_jax.nn import scores
 from tl_jax.nn.linear import Linear
 
@@ -91,7 +92,7 @@ def attend(
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
     # A writer's one query is not worth turning all keys around.
     if (key is not None and rate > 0) or (
-        memory is None and q_BTNH.dtype == jnp.float32 and jax.default_backend() == "cpu"
+        memory is None and q_BTNH.dtype == jnp.float32 and target.platform() == "cpu"
     ):
         group = q_BTNH.shape[2] // k_BSKH.shape[2]
         k_BSNH, v_BSNH = (x if group == 1 else jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
@@ -119,7 +120,7 @@ def attend(
 def _implementation(q_BTNH, k_BSKH, mask, bias) -> str:
     """`cudnn`, the fused kernel, where the device has it and it takes these sizes; else `xla`."""
     (_, queries, _, width), keys = q_BTNH.shape, k_BSKH.shape[1]
-    if jax.default_backend() != "gpu" or q_BTNH.dtype != jnp.bfloat16 or bias is not None:
+    if target.platform() != "gpu" or q_BTNH.dtype != jnp.bfloat16 or bias is not None:
         return "xla"
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     # AMD's devices name an architecture here; before Ampere there is no fused kernel.
