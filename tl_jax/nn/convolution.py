@@ -6,10 +6,11 @@
 
 A kernel whose places never see the same, as that of one place or of patches, is a matrix product. A depthwise kernel is
 as many shifted multiplications and additions as it has places, which fuse into one pass; its gradient in the input is
-another such, that in the kernel a sum for each place. Any other kernel without groups keeps its convolution; its
-gradient is a product for each place, and that in the input a convolution whose operands lie as XLA's library wants
-them. JAX writes them in another order, which XLA mends outside of loops alone: within one, as `train.accumulate` and
-many updates in a dispatch are, the one took 30 times as long, the other 5.
+another such, that in the kernel a sum for each place. A kernel of 3 × 3 over many channels is Winograd's, see
+`nn.winograd`. Any other kernel without groups keeps its convolution; its gradient is a product for each place, and that
+in the input a convolution whose operands lie as XLA's library wants them. JAX writes them in another order, which XLA
+mends outside of loops alone: within one, as `train.accumulate` and many updates in a dispatch are, the one took 30
+times as long, the other 5.
 """
 
 import functools
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+
+from tl_jax.nn import winograd
 
 
 def convolve(x, kernel, strides, padding, *, feature_group_count: int = 1, **options: Any) -> jax.Array:
@@ -42,6 +45,8 @@ def convolve(x, kernel, strides, padding, *, feature_group_count: int = 1, **opt
 
 # As many as fill a product's tiles.
 _CHANNELS = 128
+# Below, what Winograd's form adds takes as long as what it spares.
+_MANY = 32
 
 Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 
@@ -53,10 +58,15 @@ def _usual(form, x, kernel):
 
 def _means(form, kernel):
     """Forward and backward on a CPU."""
-    if form[2] > 1:
+    strides, pads, groups, _ = form
+    if groups > 1:
         return _depthwise, _depthwise_back
-    apart = not any(map(any, form[1])) and all(size <= stride for size, stride in zip(kernel.shape, form[0]))
-    return (_separate, _separate_back) if apart else (_usual, _dense_back)
+    if not any(map(any, pads)) and all(size <= stride for size, stride in zip(kernel.shape, strides)):
+        return _separate, _separate_back
+    quick = kernel.shape[:-2] == (3, 3) and strides == (1, 1) and kernel.dtype == jnp.float32
+    if quick and min(kernel.shape[-2:]) >= _MANY:
+        return _quick, _quick_back
+    return _usual, _dense_back
 
 
 # Which means are used is decided where a program is compiled, for every platform that it is compiled for.
@@ -81,6 +91,14 @@ def _backward(form, kept, given):
 
 
 _other.defvjp(_forward, _backward)
+
+
+def _quick(form, x, kernel):
+    return winograd.forward(form[1], x, kernel)
+
+
+def _quick_back(form, x, kernel, given):
+    return winograd.backward(form[1], x, kernel, given)
 
 
 def _separate(form, x, kernel):
