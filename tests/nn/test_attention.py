@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from tl_jax.nn import attention
+from tl_jax.nn import attention, scores
 from tl_jax.nn.attention import attend
 from tl_jax.nn.functions import dropout
+from tl_jax.parallel import collectives
 
 # B batch, T queries, S keys, N heads, K heads of keys, H width of a head
 B, T, S, N, K, H = 3, 6, 6, 4, 2, 8
@@ -79,11 +81,13 @@ def test_attention_is_its_formula(name, heads, rate):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("portions", [1, B])
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_the_formula(name, rate):
+def test_gradients_are_those_of_the_formula(monkeypatch, name, rate, portions):
     """In queries, keys, values and bias, with fewer heads of keys, against what JAX derives of the formula with the
-    same weights dropped; also where an example has nothing to attend to."""
+    same weights dropped; also where an example has nothing to attend to, and in portions as large batches are."""
+    monkeypatch.setattr(scores, "_portions", lambda *_: portions)
     options = {"bias": np.zeros((1, 1, 1, 1), np.float32)} | CASES[name]
     mask, causal = options.get("mask", np.ones((B, 1, S), bool)), options.get("causal", False)
     behind = np.arange(T)[:, None] - np.arange(S)
@@ -109,6 +113,25 @@ def test_gradients_are_those_of_the_formula(name, rate):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for one, other in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-5)
+
+
+def test_a_large_batch_in_portions_moves_nothing_between_devices(monkeypatch):
+    """Forwards and backwards each of eight devices computes its own examples, a portion of them at a time."""
+    monkeypatch.setattr(scores, "_LARGE", 0)
+    mesh = jax.make_mesh((8,), ("data",))
+    shape = jax.ShapeDtypeStruct((32, T, N, H), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    gradient = jax.jit(jax.grad(lambda q, k, v: (attend(q, k, v) ** 2).sum(), (0, 1, 2)))
+    text = gradient.lower(shape, shape, shape).compile().as_text()
+    assert "f32[1,4,6,6]" in text and not collectives.counted(text)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "portions"), [(64, 128, 4), (64, 8, 1), (33, 128, 1)], ids=["large", "small", "uneven"]
+)
+def test_portions_are_of_large_batches_that_they_divide(batch, tokens, portions):
+    """64 × 4 × 128 × 128 scores take 17 MB; eight devices share a batch."""
+    x = jnp.zeros((batch, tokens, N, H))
+    assert scores._portions(x, x) == portions
 
 
 def test_queries_may_be_fewer_than_keys():

@@ -1,13 +1,15 @@
 # Copyright 2026 The tl_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout draws what it promises: the rate, independently of place and key, whatever the sharding."""
+"""Dropout draws what it promises: the rate, independently of place and key, whatever the sharding. GELU is exact."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.nn.functions import dropout
+from tl_jax.nn.functions import activation, dropout
 
 
 def kept(key, shape=(64, 40, 96), rate=0.1):
@@ -59,3 +61,13 @@ def test_dropout_without_key_or_rate_is_the_identity():
     """The very array."""
     x = jnp.ones(3)
     assert dropout(x, 0.5, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_gelu_is_the_exact_form_and_has_its_slope():
+    """It is x Φ(x), its slope Φ(x) + x φ(x), in float64; the tanh form is up to 4.7e-4 away, XLA's `erf` 5e-7."""
+    x = np.linspace(-6, 6, 241, dtype=np.float32)
+    below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.astype(float)])
+    density = np.exp(-0.5 * x.astype(float) ** 2) / math.sqrt(2 * math.pi)
+    y, back = jax.vjp(activation("gelu"), jnp.asarray(x))
+    np.testing.assert_allclose(y, x * below, atol=2e-6)
+    np.testing.assert_allclose(back(jnp.ones_like(x))[0], below + x * density, atol=2e-6)

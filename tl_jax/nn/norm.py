@@ -2,7 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Normalisation with the settings that published weights were trained under."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from tl_jax.core import target
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -11,6 +17,41 @@ class LayerNorm(nnx.LayerNorm):
 
     def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
         super().__init__(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x):
+        """float[..., width] -> float[..., width]."""
+        if x.dtype == jnp.float32 and target.platform() == "cpu":
+            return _normalised(x, self.scale[...], self.bias[...], self.epsilon)
+        return super().__call__(x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised(x, scale, bias, epsilon: float):
+    """LayerNorm in about half of the time on CPUs, forwards and backwards. A sum is a library's there, before
+    which XLA writes out what is summed and its factors. A product with a vector needs less of that."""
+    return _forward(x, scale, bias, epsilon)[0]
+
+
+def _forward(x, scale, bias, epsilon):
+    even = jnp.full_like(scale, 1 / scale.size)
+    mean = _sum(x, even)
+    below = x - mean
+    rate = jax.lax.rsqrt(_sum(below * below, even) + epsilon)
+    return below * rate * scale + bias, (x, mean, rate, scale)
+
+
+def _backward(_, kept, given):
+    x, mean, rate, scale = kept
+    normal, share, rows = (x - mean) * rate, scale / scale.size, tuple(range(x.ndim - 1))
+    back = rate * (given * scale - _sum(given, share) - normal * _sum(given * normal, share))
+    return back, jnp.sum(given * normal, rows), jnp.sum(given, rows)
+
+
+def _sum(x, weights):
+    return (x @ weights)[..., None]
+
+
+_normalised.defvjp(_forward, _backward)
 
 
 class BatchNorm(nnx.BatchNorm):

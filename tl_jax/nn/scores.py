@@ -6,7 +6,8 @@
 
 Derived by itself, the gradient of a softmax takes passes of its own for the mask, the scale, the division and the sum,
 and XLA multiplies batches of matrices on a CPU at half the speed where their two first dimensions are not the batch's:
-with both mended here, forward and backward take 0.6 of the time for 128 tokens and 12 heads (BUILD_NOTES).
+with both mended here, forward and backward take 0.6 of the time for 128 tokens and 12 heads (BUILD_NOTES). Nor does it
+spread such a product well over cores, which each take one of several: a large batch is cut into portions.
 """
 
 # B batch, T queries, S keys, N heads, H width of a head
@@ -16,6 +17,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from tl_jax.core import target
 from tl_jax.nn.functions import dropout
 
 
@@ -31,7 +33,34 @@ def attend(q_BTNH, k_BSNH, v_BSNH, *, bias, mask, scale: float, rate: float, key
     Returns:
       float[B, T, N, H].
     """
-    return _attend((scale, rate), q_BTNH, k_BSNH, v_BSNH, bias, mask, key)
+    count = _portions(q_BTNH, k_BSNH)
+    portions = []
+    for number in range(count):
+        parts = (_portion(x, number, count) for x in (q_BTNH, k_BSNH, v_BSNH, bias, mask))
+        portions.append(_attend((scale, rate, (number, count)), *parts, key))
+    return jnp.stack(portions, 1).reshape(q_BTNH.shape)
+
+
+# Of a batch whose scores take so many bytes; 2 and 8 portions are slower on two cores, and fewer scores gain nothing.
+_PORTIONS, _LARGE = 4, 2**21
+
+
+def _portions(q_BTNH, k_BSNH) -> int:
+    batch, queries, heads, _ = q_BTNH.shape
+    if not isinstance(batch, int):
+        # That of an exported program is open.
+        return 1
+    large = 4 * batch * heads * queries * k_BSNH.shape[1] >= _LARGE
+    # However many devices share the batch, each then holds its part of every portion.
+    even = batch % (_PORTIONS * jax.device_count()) == 0
+    return _PORTIONS if large and even and target.platform() == "cpu" else 1
+
+
+def _portion(x, number: int, count: int):
+    """Rows number, number + count, …; what is one for all examples stays so."""
+    if count == 1 or x is None or x.ndim < 4 or len(x) == 1:
+        return x
+    return x.reshape(len(x) // count, count, *x.shape[1:])[:, number]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -40,14 +69,16 @@ def _attend(numbers, q_BTNH, k_BSNH, v_BSNH, bias, mask, key):
 
 
 def _forward(numbers, q_BTNH, k_BSNH, v_BSNH, bias, mask, key):
-    q_BNTH, k_BNSH, v_BNSH = map(_swapped, (q_BTNH, k_BSNH, v_BSNH))
-    scores_BNTS = _product("bnth,bnsh->bnts", q_BNTH, k_BNSH) * numbers[0]
+    scale, rate, portion = numbers
+    q_BNTH, k_BNSH, v_BNSH = map(_swapped, (q_BTNH * scale, k_BSNH, v_BSNH))
+    scores_BNTS = _product("bnth,bnsh->bnts", q_BNTH, k_BNSH)
     if bias is not None:
         scores_BNTS += bias
     if mask is not None:
-        scores_BNTS = jnp.where(mask, scores_BNTS, jnp.finfo(jnp.float32).min)
+        # A sum fuses into the softmax where a choice takes a pass of its own. So far down every score is the same.
+        scores_BNTS += jnp.where(mask, 0.0, 0.5 * jnp.finfo(jnp.float32).min)
     weights_BNTS = jax.nn.softmax(scores_BNTS)
-    dropped_BNTS = dropout(weights_BNTS, numbers[1], key).astype(v_BNSH.dtype)
+    dropped_BNTS = dropout(weights_BNTS, rate, key, portion).astype(v_BNSH.dtype)
     y_BNTH = jnp.einsum("bnts,bnsh->bnth", dropped_BNTS, v_BNSH)
     return _swapped(y_BNTH), (q_BNTH, k_BNSH, v_BNSH, bias, mask, key, weights_BNTS, y_BNTH)
 
@@ -55,19 +86,21 @@ def _forward(numbers, q_BTNH, k_BSNH, v_BSNH, bias, mask, key):
 def _backward(numbers, kept, dy_BTNH):
     q_BNTH, k_BNSH, v_BNSH, bias, mask, key, weights_BNTS, y_BNTH = kept
     dy_BNTH, dtype = _swapped(dy_BTNH), v_BNSH.dtype
+    scale, rate, portion = numbers
     # What is dropped is drawn again, as cheap as to read it.
-    dropped_BNTS = dropout(weights_BNTS, numbers[1], key).astype(dtype)
+    dropped_BNTS = dropout(weights_BNTS, rate, key, portion).astype(dtype)
     dv_BNHS = jnp.einsum("bnth,bnts->bnhs", dy_BNTH, dropped_BNTS)
-    dweights_BNTS = dropout(_product("bnth,bnsh->bnts", dy_BNTH, v_BNSH), numbers[1], key)
+    dweights_BNTS = dropout(_product("bnth,bnsh->bnts", dy_BNTH, v_BNSH), rate, key, portion)
     # The sum of weights times their gradients over the keys: as y is the weighted sum of v, one over H says the same.
     mean_BNT1 = jnp.sum(dy_BNTH * y_BNTH, axis=-1, keepdims=True, dtype=jnp.float32)
     dscores_BNTS = weights_BNTS * (dweights_BNTS - mean_BNT1)
     if mask is not None:
         dscores_BNTS = jnp.where(mask, dscores_BNTS, 0)
     dbias = None if bias is None else _summed(dscores_BNTS, bias)
-    dproducts_BNTS = (dscores_BNTS * numbers[0]).astype(dtype)
-    dq_BNTH = jnp.einsum("bnts,bnsh->bnth", dproducts_BNTS, k_BNSH)
-    dk_BNHS = jnp.einsum("bnth,bnts->bnhs", q_BNTH, dproducts_BNTS)
+    dscores_BNTS = dscores_BNTS.astype(dtype)
+    dq_BNTH = jnp.einsum("bnts,bnsh->bnth", dscores_BNTS, k_BNSH) * scale
+    # These queries hold the scale.
+    dk_BNHS = jnp.einsum("bnth,bnts->bnhs", q_BNTH, dscores_BNTS)
     last = (0, 3, 1, 2)
     return _swapped(dq_BNTH), dk_BNHS.transpose(last), dv_BNHS.transpose(last), dbias, None, None
 
