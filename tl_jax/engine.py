@@ -260,7 +260,7 @@ class Engine(Feed):
             "opt_state": sharding.opt_state_shardings(self.tx, ours, by_path, self.mesh),
         }
 
-    @property
+    @functools.cached_property
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """All leaves of the model with their shardings, as states hold them."""
         _, params = chain.split(self.model)
