@@ -14,7 +14,7 @@ from flax import nnx
 
 from tl_jax import config
 from tl_jax.config import Adapter, Experiment, Model, Plan, Train
-from tl_jax.core import chain
+from tl_jax.core import barriers, chain
 from tl_jax.core.chain import EVAL
 from tl_jax.core.errors import UserError
 from tl_jax.models import gpt2, mobilenet_v2, vit
@@ -292,7 +292,8 @@ def _compiled():
 
         return jax.value_and_grad(loss)(crossing[""].x)
 
-    both = jax.jit(activations).lower(params, batch).compile().cost_analysis()["flops"]
+    options = barriers.compiler_options()
+    both = jax.jit(activations, compiler_options=options).lower(params, batch).compile().cost_analysis()["flops"]
     return lora, both, state
 
 
