@@ -45,8 +45,11 @@ def test_outputs_and_gradients_are_those_in_float64(mean):
         np.testing.assert_allclose(found, slope, atol=20 * tolerance)
 
 
-def test_other_types_are_the_librarys():
-    """In bfloat16 the statistics are float32 and the result is rounded once, as Flax has it."""
+@pytest.mark.parametrize("dtypes", [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)])
+def test_other_types_are_the_librarys(dtypes):
+    """An input or leaves in bfloat16: the statistics are float32 and the result is rounded once, as Flax has it."""
     layer = LayerNorm(WIDTH, epsilon=1e-6, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (4, WIDTH), jnp.bfloat16)
+    for leaf in (layer.scale, layer.bias):
+        leaf.set_value(leaf[...].astype(dtypes[1]))
+    x = jax.random.normal(jax.random.key(0), (4, WIDTH), dtypes[0])
     np.testing.assert_array_equal(layer(x), nnx.LayerNorm.__call__(layer, x))

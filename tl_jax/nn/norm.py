@@ -20,7 +20,7 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x):
         """float[..., width] -> float[..., width]."""
-        if x.dtype == jnp.float32 and target.platform() == "cpu":
+        if x.dtype == self.scale.dtype == jnp.float32 and target.platform() == "cpu":
             return _normalised(x, self.scale[...], self.bias[...], self.epsilon)
         return super().__call__(x)
 
