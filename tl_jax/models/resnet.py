@@ -26,6 +26,7 @@ from tl_jax.core.errors import UserError, did_you_mean
 from tl_jax.nn import conv
 from tl_jax.nn.conv import ConvNorm
 from tl_jax.nn.functions import activation
+from tl_jax.nn.max_pool import max_pool
 from tl_jax.nn.residual import drop_path
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, batch_norms, published_fields
 
@@ -148,7 +149,7 @@ class Stem(ConvNorm):
         # Images are float32 whatever the network computes in, and the wider dtype would spread from here.
         x_BHWC = super().__call__(x_BHWC.astype(self.conv.kernel.dtype), context.mode.batch_stats)
         x_BHWC = activation(self.act)(x_BHWC)
-        return nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x_BHWC
+        return max_pool(x_BHWC, ((1, 1), (1, 1))) if self.pool else x_BHWC
 
 
 class Block(nnx.Module):

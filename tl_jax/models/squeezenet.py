@@ -25,6 +25,7 @@ from tl_jax.core.chain import Carry, Context
 from tl_jax.core.errors import UserError
 from tl_jax.nn import conv
 from tl_jax.nn.convolution import Conv, convolve
+from tl_jax.nn.max_pool import max_pool
 from tl_jax.weights.rules import CONV, LINEAR, SAME, Rule, Source, dense, published_fields
 
 MODEL_TYPES = ("squeezenet", "SqueezeNet")
@@ -78,7 +79,7 @@ class Config:
 def halve(x_BHWC):
     """Maximum over windows of 3, every 2, the last of which may reach over the edge."""
     over = tuple((0, 1 - size % 2) for size in x_BHWC.shape[1:3])
-    return nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=over)
+    return max_pool(x_BHWC, over)
 
 
 class Stem(nnx.Conv):

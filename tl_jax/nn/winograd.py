@@ -15,15 +15,14 @@ products. On CPUs it rounds less than XLA's own convolution, as its sums are sho
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Arrays of one shape in rows and columns.
-Square = Sequence[Sequence[jax.Array]]
+from tl_jax.nn import halves
 
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 _KERNEL = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.float32) / 2
@@ -38,7 +37,8 @@ def forward(pads, x, kernel):
     """
     tiles, ends = _tiles(pads, x)
     sums = [[a @ b for a, b in zip(*rows)] for rows in zip(_seen(pads, x), _spread(kernel))]
-    y = _woven(_both(_by(_OUTPUT), sums), (len(x), *tiles, -1))
+    sums = halves.both(_by(_OUTPUT), sums)
+    y = halves.woven([[part.reshape(len(x), *tiles, -1) for part in row] for row in sums])
     return y[:, : ends[0], : ends[1]]
 
 
@@ -46,15 +46,13 @@ def backward(pads, x, kernel, given):
     """What comes back to `x` and to `kernel`, if `given` float32[B, H', W', O] comes back to the result."""
     tiles, ends = _tiles(pads, x)
     given = jnp.pad(given, [(0, 0), *((0, 2 * count - end) for count, end in zip(tiles, ends)), (0, 0)])
-    given = _both(_by(_OUTPUT.T), [[given[:, i::2, j::2].reshape(-1, given.shape[-1]) for j in (0, 1)] for i in (0, 1)])
+    given = [[given[:, i::2, j::2].reshape(-1, given.shape[-1]) for j in (0, 1)] for i in (0, 1)]
+    given = halves.both(_by(_OUTPUT.T), given)
     change = [[a.T @ b for a, b in zip(*rows)] for rows in zip(_seen(pads, x), given)]
-    change = jnp.stack([jnp.stack(row) for row in _both(_by(_KERNEL.T), change)])
+    change = jnp.stack([jnp.stack(row) for row in halves.both(_by(_KERNEL.T), change)])
     back = [[b @ k.T for b, k in zip(*rows)] for rows in zip(given, _spread(kernel))]
     back = [[part.reshape(len(x), *tiles, -1) for part in row] for row in back]
-    back = _woven(_both(_overlapped, back), (len(x), *(count + 1 for count in tiles), -1))
-    zero = jnp.zeros((), back.dtype)
-    cut = [(-low, low + side - have, 0) for (low, _), side, have in zip(pads, x.shape[1:], back.shape[1:])]
-    return lax.pad(back, zero, [(0, 0, 0), *cut[:2], (0, 0, 0)]), change
+    return halves.cropped(halves.woven(halves.both(_overlapped, back)), pads, x), change
 
 
 def _tiles(pads, x) -> tuple[list[int], list[int]]:
@@ -63,25 +61,19 @@ def _tiles(pads, x) -> tuple[list[int], list[int]]:
     return [-(-end // 2) for end in ends], ends
 
 
-def _seen(pads, x) -> Square:
+def _seen(pads, x) -> halves.Square:
     """B' x B: 4 × 4 of float32[T, C]."""
     tiles, _ = _tiles(pads, x)
     around = [(low, 2 * count + 2 - low - side, 0) for count, (low, _), side in zip(tiles, pads, x.shape[1:])]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
     height, width = (2 * count - 1 for count in tiles)
     places = [[x[:, i : i + height : 2, j : j + width : 2] for j in range(4)] for i in range(4)]
-    return [[part.reshape(-1, x.shape[-1]) for part in row] for row in _both(_by(_INPUT), places)]
+    return [[part.reshape(-1, x.shape[-1]) for part in row] for row in halves.both(_by(_INPUT), places)]
 
 
-def _spread(kernel) -> Square:
+def _spread(kernel) -> halves.Square:
     """G k G': 4 × 4 of float32[C, O]."""
-    return _both(_by(_KERNEL), kernel)
-
-
-def _both(along: Callable, square: Square) -> Square:
-    """Along the columns (axis 1), then along the rows (axis 2)."""
-    columns = [along(column, 1) for column in zip(*square)]
-    return [along(row, 2) for row in zip(*columns)]
+    return halves.both(_by(_KERNEL), kernel)
 
 
 def _by(matrix: np.ndarray) -> Callable:
@@ -97,15 +89,5 @@ def _by(matrix: np.ndarray) -> Callable:
 def _overlapped(parts, axis: int) -> list[jax.Array]:
     """Even and odd places of the input, one tile's worth more: a tile's last two are the first two of the next."""
     first, second, third, fourth = _by(_INPUT.T)(parts)
-
-    def moved(x, by):
-        return jnp.pad(x, [(by, 1 - by) if side == axis else (0, 0) for side in range(x.ndim)])
-
-    return [moved(first, 0) + moved(third, 1), moved(second, 0) + moved(fourth, 1)]
-
-
-def _woven(square: Square, shape) -> jax.Array:
-    """[B, 2 H, 2 W, C] from the four [B, H, W, C] = `shape` of every second place."""
-    batch, height, width, _ = shape
-    rows = [jnp.stack([part.reshape(shape) for part in row], 3) for row in square]
-    return jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, -1)
+    moved = functools.partial(halves.moved, axis=axis)
+    return [moved(first, by=0) + moved(third, by=1), moved(second, by=0) + moved(fourth, by=1)]
