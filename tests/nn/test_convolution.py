@@ -102,7 +102,7 @@ def test_bfloat16_is_summed_in_float32():
 
 def test_three_by_three_takes_fewer_multiplications_and_rounds_no_more():
     """16 for the 36 of a tile, forwards and in both gradients, with additions that are few beside 64 channels; against
-    float64 the root of the mean square of what is wrong is at most the library's."""
+    float64 the root of the mean square of what is wrong is less than the library's."""
     rng = np.random.default_rng(0)
     shapes = (2, 16, 16, 64), (3, 3, 64, 64), (2, 16, 16, 64)
     exact = [rng.standard_normal(shape) for shape in shapes]
@@ -138,7 +138,7 @@ def test_three_by_three_takes_fewer_multiplications_and_rounds_no_more():
 
     for right, mine, other in zip(by_numpy(*(np.float64(x) for x in given)), ours, theirs):
         wrong = [np.sqrt(np.mean((np.float64(x) - right) ** 2)) for x in (mine, other)]
-        assert wrong[0] < 1.1 * wrong[1]
+        assert wrong[0] < wrong[1]
 
 
 def test_others_are_left_alone():

@@ -21,7 +21,8 @@ def formula(x, scale, bias, epsilon=1e-6):
 @pytest.mark.parametrize("mean", [0.0, 100.0])
 def test_outputs_and_gradients_are_those_in_float64(mean):
     """Of the input, the scale and the bias, also where the mean is large against the deviation; gradients by central
-    differences. Float32 holds 100 to 4e-6, whatever the variance is computed by."""
+    differences. Numbers of order 1 are held to a few 1e-7. A mean near 100 is held to its last place, 8e-6, whatever it
+    is computed by; in the gradient of the scale six rows add that up, times what comes back to them."""
     rng = np.random.default_rng(0)
     x, given = mean + rng.normal(size=(2, 3, WIDTH)), rng.normal(size=(2, 3, WIDTH))
     x = np.float64(np.float32(x))
@@ -33,8 +34,8 @@ def test_outputs_and_gradients_are_those_in_float64(mean):
 
     arrays = x, scale, bias
     y, back = jax.vjp(layer, *(jnp.asarray(array, jnp.float32) for array in arrays))
-    tolerance = 2e-6 + 2e-7 * mean
-    np.testing.assert_allclose(y, formula(*arrays), atol=10 * tolerance)
+    tolerance = 2e-6 + 8e-7 * mean
+    np.testing.assert_allclose(y, formula(*arrays), atol=tolerance)
     for place, found in enumerate(back(jnp.asarray(given, jnp.float32))):
         slope, step = np.zeros_like(arrays[place]), 1e-5
         for index in np.ndindex(slope.shape):
@@ -42,7 +43,7 @@ def test_outputs_and_gradients_are_those_in_float64(mean):
             moved[0][place][index] += step
             moved[1][place][index] -= step
             slope[index] = np.sum((formula(*moved[0]) - formula(*moved[1])) * given) / (2 * step)
-        np.testing.assert_allclose(found, slope, atol=20 * tolerance)
+        np.testing.assert_allclose(found, slope, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtypes", [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)])

@@ -27,6 +27,10 @@ def max_pool(x_BHWC: jax.Array, pads: tuple[tuple[int, int], tuple[int, int]]) -
     Args:
       pads: (before, after) along height and width, of what is below every number.
     """
+    return _usual(pads, x_BHWC)
+
+
+def _usual(pads, x_BHWC):
     return nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=pads)
 
 
@@ -36,8 +40,7 @@ def _forward(x_BHWC, pads):
 
 def _backward(pads, x_BHWC, given_BHWC):
     def usual(x_BHWC, given_BHWC):
-        pool = functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=pads)
-        return jax.vjp(pool, x_BHWC)[1](given_BHWC)[0]
+        return jax.vjp(functools.partial(_usual, pads), x_BHWC)[1](given_BHWC)[0]
 
     return (lax.platform_dependent(x_BHWC, given_BHWC, cpu=functools.partial(_back, pads), default=usual),)
 
