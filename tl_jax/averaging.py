@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tl_jax import calibration, evaluation, runs
+from tl_jax import calibration, closing, evaluation, runs
 from tl_jax.core import folder as folders
 from tl_jax.core.averaging import between, greedy_soup, mean
 from tl_jax.core.chain import Params
@@ -69,7 +69,7 @@ def average_runs(workdirs: Sequence[str], to: str | None = None) -> dict[str, An
         states = [state, *(other for _, other in others)]
         first, (makers, rows) = "network", _soups(engine, states, workdirs)
     best = max(rows, key=functools.partial(_rank, engine))["name"]
-    text = f"{table.averages(rows, first, runs.chosen_metric(engine)[0])}\n\nBest on validation: {first} {best}."
+    text = f"{table.averages(rows, first, closing.chosen_metric(engine)[0])}\n\nBest on validation: {first} {best}."
     stats = {path for stages in engine.chains.values() for stage in stages for path in stage.stats()}
     if stats := stats.intersection(engine.changing):
         text += f"\nRunning statistics ({len(stats)} leaves) are averaged like all others."
@@ -108,7 +108,7 @@ def _soups(engine: Engine, states: Sequence[State], workdirs: Sequence[str]):
     ]
     rows = [_row(engine, _with_leaves(state, tree), str(name)) for name, tree in zip(workdirs, trees)]
     order = sorted(range(len(trees)), key=lambda i: _rank(engine, rows[i]), reverse=True)
-    metric, larger = runs.chosen_metric(engine)
+    metric, larger = closing.chosen_metric(engine)
 
     def evaluate(tree):
         value = evaluation.measure(engine, _with_leaves(state, tree), engine.sets["validation"]).metrics[metric]
@@ -141,7 +141,7 @@ def _row(engine: Engine, state: State, name: str) -> dict[str, Any]:
 
 
 def _rank(engine: Engine, row: Mapping[str, Any]) -> tuple[float, float]:
-    metric, larger = runs.chosen_metric(engine)
+    metric, larger = closing.chosen_metric(engine)
     value = row["validation"][metric]
     # NaN, as of a network that diverged on the way, comes last.
     score = -math.inf if math.isnan(value) else value if larger else -value

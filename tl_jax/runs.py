@@ -10,8 +10,6 @@ The same folder goes on by itself from its last good checkpoint; a finished run 
 
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +18,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tl_jax import caching, config, costs, evaluation, reading, remat, workdirs
+from tl_jax import caching, closing, config, costs, evaluation, reading, remat, workdirs
 from tl_jax.core import chain
 from tl_jax.core import folder as folders
 from tl_jax.core.errors import UserError
@@ -39,9 +37,6 @@ from tl_jax.train.callbacks import Callback
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import State
 from tl_jax.train.stopping import StopRequest
-
-# How many training examples the closing table is computed from, beside all of validation and test.
-_TRAIN_SAMPLE = 1000
 
 
 def run(
@@ -212,7 +207,7 @@ def _train(exp, started, folder, data, callbacks, quiet) -> dict[str, Any]:
                 state, loaded = engine.init_with_receipt()
             state, _ = _restored(engine, state, loaded, checkpoints, best)
     say("testing")
-    summary = _summary(exp, engine, state, progress, steps_done, best)
+    summary = closing.summary(exp, engine, state, progress, steps_done, best)
     workdirs.write(folder / "summary.json", summary)
     if main and (folder / "cache").exists():
         # It is there to go on after a stop; what is to be shared has a folder of its own.
@@ -230,7 +225,7 @@ def _settled(engine: Engine, folder: epath.Path) -> tuple[Engine, str]:
 
 def _fit(engine: Engine, state: State, progress: loop.Progress, loaded: Loaded, checkpoints: Checkpoints, folder, stop):
     """One phase, from where `state` is to its end."""
-    metric, larger = chosen_metric(engine)
+    metric, larger = closing.chosen_metric(engine)
     validation, train, per_epoch = engine.sets.get("validation"), engine.exp.train, engine.steps_per_epoch
 
     def evaluate(state):
@@ -292,52 +287,8 @@ def _cached(engine: Engine, state: State, folder: epath.Path, say: Callable[[str
     return time.perf_counter() - began
 
 
-def _summary(exp, engine: Engine, state: State, progress: loop.Progress, steps: int, best: int | None):
-    began = time.perf_counter()
-    metric, _ = chosen_metric(engine)
-    _, params = chain.split(engine.model)
-    summary = {
-        "name": exp.name,
-        "config_digest": _digest(exp),
-        "seed": exp.seed,
-        "steps": steps,
-        "tested_step": best or steps,
-        "seconds": round(progress.seconds, 3),
-        "compile_seconds": round(progress.compile_seconds, 3),
-        "waited": round(progress.waited / progress.stepping, 4) if progress.stepping else None,
-        "trained_parameters": count(params, {path for each in engine.stretches for path in each.plan.trained}),
-        "total_parameters": count(params, params),
-        "metric": metric,
-        "stopped": "early" if progress.stopped_early else "finished",
-        "examples": {split: len(examples.records) for split, examples in engine.sets.items()},
-        "train": {},
-        "validation": {},
-        "test": {},
-        "intervals": {},
-    }
-    for split in ("train", "validation", "test"):
-        examples = engine.sets.get(split)
-        if examples is None:
-            continue
-        examples = evaluation.thinned(examples, _TRAIN_SAMPLE) if split == "train" else examples
-        found = evaluation.measure(engine, state, examples, intervals=split != "train")
-        summary[split] = dict(found.metrics)
-        if split != "train":
-            summary["intervals"][split] = {name: list(pair) for name, pair in found.intervals.items()}
-        if split == "test":
-            summary["groups"], summary["details"] = found.groups, found.details
-    summary["test_seconds"] = round(time.perf_counter() - began, 3)
-    return json.loads(json.dumps(summary))
-
-
-def chosen_metric(engine: Engine) -> tuple[str, bool]:
-    """Name of the metric that the best checkpoint is chosen by, and whether larger is better."""
-    name = engine.exp.train.metric or engine.task.metric
-    return name, name not in engine.task.smaller_is_better
-
-
 def _checkpoints(engine: Engine, folder: epath.Path) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if chosen_metric(engine)[1] else "min")
+    return Checkpoints(folder / "checkpoints", keep=1, metric_mode="max" if closing.chosen_metric(engine)[1] else "min")
 
 
 def checkpointed(engine: Engine, state: State, loaded: Loaded) -> dict[str, Any]:
@@ -393,10 +344,3 @@ def _published(run_folder: epath.Path) -> str:
             temporary.rename(model)
         multihost_utils.sync_global_devices("published files written")
     return str(model)
-
-
-def _digest(exp: config.Experiment) -> str:
-    """Of the config without its seeds: runs that share it differ by chance alone."""
-    data = dataclasses.replace(exp.data, split_seed=0)
-    plain = config.to_dict(dataclasses.replace(exp, seed=0, data=data, profile=None))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import caching, config, evaluation
+from tl_jax import caching, closing, config, evaluation
 from tl_jax.core.barriers import compiler_options
 from tl_jax.core.errors import UserError, shorten
 from tl_jax.data.examples import Examples
 from tl_jax.engine import Engine, build, read_sets
 from tl_jax.resident import Resident, Updates
-from tl_jax.runs import chosen_metric
 from tl_jax.train import evaluate, loop
 from tl_jax.train.state import State
 
@@ -211,7 +210,7 @@ class _Best:
     """The best evaluation of every run, or the last where the config wants that."""
 
     def __init__(self, engine: Engine, count: int):
-        self._metric, self._larger = chosen_metric(engine)
+        self._metric, self._larger = closing.chosen_metric(engine)
         self._keeps = engine.exp.train.restore_best and "validation" in engine.sets
         self.steps = np.zeros(count, np.int64)
         self.found: list[Mapping[str, float]] = [{}] * count
